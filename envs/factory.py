@@ -1,0 +1,173 @@
+"""The one way to get a vector environment."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium.envs.registration import EnvSpec, load_env_creator
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from envs.errors import UserError
+from envs.gymnasium_adapter import GymnasiumAdapter
+from envs.registry import find_spec, newest_version
+
+MODES = ("auto", "sync", "async", "vector_entry_point")
+EXTRAS = {  # of gymnasium, by the package that an entry point lies in
+    "box2d": "box2d",
+    "classic_control": "classic-control",
+    "mujoco": "mujoco",
+    "phys2d": "jax",
+    "tabular": "jax",
+    "toy_text": "toy-text",
+}
+OWN_SETTINGS = ("id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "render_mode")
+OF_GYMNASIUM_MAKE = ("max_episode_steps", "disable_env_checker")
+
+
+def make(
+    env_id: str,
+    num_envs: int,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    action_bins: int | None = None,
+    vectorization_mode: str = "auto",
+    device: str | torch.device = "cpu",
+    render_mode: str | None = None,
+) -> GymnasiumAdapter:
+    """Makes `num_envs` copies of a registered environment, stepped together as tensors.
+
+    Args:
+        env_id: a Gymnasium id, or `module:Id` to import the module that registers it first.
+        kwargs: handed to the environment's constructor; `max_episode_steps` sets the time limit.
+        action_bins: values that each entry of a Box action space is cut into.
+        vectorization_mode: "sync" (one process), "async" (a process for each environment), "vector_entry_point" (the
+            environment's own), or "auto": its own where there is one and it fits, else "sync".
+    """
+    if num_envs < 1:
+        raise UserError(f"env.num_envs must be at least 1; got {num_envs}")
+    with _without_noise():
+        spec, kwargs = find_spec(env_id), dict(kwargs or {})
+        native = _is_native(spec, kwargs, vectorization_mode, render_mode)
+        _check_kwargs(spec, kwargs, native)
+        if render_mode is not None:
+            _check_render_mode(spec, render_mode)
+            kwargs["render_mode"] = render_mode
+        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode)
+    try:
+        return GymnasiumAdapter(vector_env, action_bins, device)
+    except UserError:
+        vector_env.close()
+        raise
+
+
+class KeepFinalObs(gymnasium.Wrapper):
+    """Copies the last observation of an episode, for environments that write the next one into the same array.
+
+    Under SAME_STEP autoreset Gymnasium holds on to it while it resets the environment.
+    """
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return deepcopy(obs) if terminated or truncated else obs, reward, terminated, truncated, info
+
+
+def _is_native(spec: EnvSpec, kwargs: Mapping[str, Any], mode: str, render_mode: str | None) -> bool:
+    """Whether to use the environment's own vector environment."""
+    if mode not in MODES:
+        raise UserError(f"env.vectorization_mode must be one of {', '.join(MODES)}; got {mode!r}")
+    exists = spec.vector_entry_point is not None and not spec.additional_wrappers
+    if mode == "vector_entry_point" and not exists:
+        raise UserError(
+            f"{spec.id} has no vector environment of its own: set env.vectorization_mode to auto, sync or async"
+        )
+    if mode != "auto":
+        return mode == "vector_entry_point"
+    return exists and render_mode is None and not _unknown_kwargs(spec, {**spec.kwargs, **kwargs}, native=True)
+
+
+def _construct(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str) -> VectorEnv:
+    if native:
+        arguments: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
+    else:
+        arguments = {
+            "vectorization_mode": "async" if mode == "async" else "sync",
+            "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},  # the adapter copies
+            "wrappers": [KeepFinalObs],
+        }
+    try:
+        return gymnasium.make_vec(spec, num_envs, **arguments, **kwargs)
+    except (ImportError, DependencyNotInstalled) as error:
+        raise _missing_dependency(spec, error) from error
+    except Exception as error:
+        if not kwargs:
+            raise
+        raise UserError(
+            f"{spec.id} cannot be made with env.kwargs={kwargs}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], native: bool) -> None:
+    own = [name for name in kwargs if name in OWN_SETTINGS]
+    if own:
+        raise UserError(f"env.kwargs must not contain {', '.join(own)}: it is for the environment's constructor")
+    unknown = _unknown_kwargs(spec, kwargs, native)
+    if unknown:
+        known = ", ".join(name for name in _parameters(spec, native) if name not in OWN_SETTINGS) or "none"
+        raise UserError(f"{spec.id} does not know env.kwargs {', '.join(unknown)}; it takes: {known}")
+
+
+def _check_render_mode(spec: EnvSpec, render_mode: str) -> None:
+    modes = getattr(_creator(spec, native=False), "metadata", {}).get("render_modes") or []
+    if modes and render_mode not in modes:
+        raise UserError(f"{spec.id} cannot be rendered as {render_mode}; it offers {', '.join(modes)}")
+
+
+def _unknown_kwargs(spec: EnvSpec, kwargs: Iterable[str], native: bool) -> list[str]:
+    parameters = _parameters(spec, native)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return []
+    return [name for name in kwargs if name not in parameters and (native or name not in OF_GYMNASIUM_MAKE)]
+
+
+def _parameters(spec: EnvSpec, native: bool) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_creator(spec, native)).parameters
+
+
+def _creator(spec: EnvSpec, native: bool) -> Callable[..., Any]:
+    entry_point = spec.vector_entry_point if native else spec.entry_point
+    if entry_point is None:
+        raise UserError(
+            f"{spec.id} has only a vector environment of its own: env.kwargs must fit it, nor can it be rendered"
+        )
+    if not isinstance(entry_point, str):
+        return entry_point
+    try:
+        return load_env_creator(entry_point)
+    except (ImportError, DependencyNotInstalled) as error:
+        raise _missing_dependency(spec, error) from error
+
+
+def _missing_dependency(spec: EnvSpec, error: Exception) -> UserError:
+    """Says what to install, or which version of the environment to use instead."""
+    newest = newest_version(spec)
+    if newest != spec.id and not isinstance(error, ModuleNotFoundError | DependencyNotInstalled):
+        return UserError(f"{spec.id} cannot be made, use {newest} ({error})")
+    package = str(spec.entry_point).removeprefix("gymnasium.envs.").split(".")[0].split(":")[0]
+    install = f': pip install "gymnasium[{EXTRAS[package]}]"' if package in EXTRAS else ""
+    return UserError(f"{spec.id} needs a package that is not installed{install} ({error})")
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Hides the warnings that a user can do nothing about."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "builtin type .* has no __module__", DeprecationWarning)  # Box2D's bindings
+        warnings.filterwarnings("ignore", ".*precision lowered by casting", UserWarning)  # bounds of a Box
+        warnings.filterwarnings("ignore", ".*AutoresetMode", UserWarning)  # the adapter raises an error instead
+        yield

@@ -1,0 +1,59 @@
+"""The probes pay what their docstrings promise."""
+
+import gymnasium
+import torch
+
+from envs import PROBES, make
+from envs.probes import TIME_LIMIT, register_probes
+
+
+def episode(name: str, action: int = 0, seed: int = 0) -> tuple[list[float], list[float], bool]:
+    """The observations acted on, the rewards, and whether a time limit was the end."""
+    adapter = make(f"Probe/{name}-v0", 1)
+    obs, observations, rewards = adapter.reset(seed), [], []
+    for _ in range(100):
+        step = adapter.step(torch.tensor([[action]]))
+        observations.append(obs.item())
+        rewards.append(step.reward.item())
+        obs = step.obs
+        if step.terminated or step.truncated:
+            adapter.close()
+            return observations, rewards, step.truncated.item()
+    raise AssertionError(f"{name} did not end")
+
+
+def test_constant_reward_pays_one_once() -> None:
+    assert episode("ConstantReward") == ([0], [1], False)
+
+
+def test_reward_from_obs_pays_the_observation() -> None:
+    episodes = [episode("RewardFromObs", seed=seed) for seed in range(8)]
+    assert all(observations == rewards and not truncated for observations, rewards, truncated in episodes)
+    assert {observations[0] for observations, _, _ in episodes} == {-1, 1}
+
+
+def test_delayed_reward_pays_in_the_second_step() -> None:
+    assert episode("DelayedReward") == ([0, 1], [0, 1], False)
+
+
+def test_choice_pays_for_action_one() -> None:
+    assert episode("Choice", action=0) == ([0], [-1], False)
+    assert episode("Choice", action=1) == ([0], [1], False)
+
+
+def test_choice_from_obs_pays_for_the_action_that_fits() -> None:
+    for seed in range(8):
+        (obs,), (reward,), _ = episode("ChoiceFromObs", action=0, seed=seed)
+        assert reward == -obs
+        (obs,), (reward,), _ = episode("ChoiceFromObs", action=1, seed=seed)
+        assert reward == obs
+
+
+def test_time_limit_truncates_and_does_not_show_in_the_observation() -> None:
+    assert episode("TimeLimit") == ([0] * TIME_LIMIT, [1] * TIME_LIMIT, True)
+
+
+def test_registering_the_probes_again_changes_nothing() -> None:
+    before = dict(gymnasium.registry)
+    register_probes()
+    assert gymnasium.registry == before and set(PROBES) <= set(before)
