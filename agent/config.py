@@ -1,0 +1,256 @@
+"""Every setting of a run: typed, validated, documented."""
+
+import difflib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from envs.errors import UserError
+
+PER_MEMBER: dict[str, Any] = {"per_member": True}  # a setting that `sweep` may give each member its own value of
+
+
+class ConfigError(UserError):
+    """A setting that the user can mend: the text says where it stands, what was given and what is allowed."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class EnvConfig(Section):
+    id: str = Field(description="Gymnasium id, or module:Id to import the module that registers it first")
+    num_envs: int = Field(1, ge=1, description="environments of each member, stepped side by side")
+    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the environment's constructor")
+    action_bins: int | None = Field(
+        None, ge=2, description="choices per dimension of a Box action space, ends included"
+    )
+    vectorization_mode: Literal["auto", "sync", "async", "vector_entry_point"] = Field(
+        "auto", description="auto: the environment's own vector version where it has one, else sync"
+    )
+
+
+class ScheduleConfig(Section):
+    schedule: Literal["constant", "linear", "exponential", "cosine"]
+    start: float
+    end: float
+    fraction: float = Field(gt=0, le=1)
+
+
+class TauConfig(ScheduleConfig):
+    """Gumbel-softmax temperature. It shapes the gradient only: the draw follows the policy at every tau."""
+
+    schedule: Literal["constant", "linear", "exponential", "cosine"] = Field(
+        "exponential", description="how tau moves from start to end; constant: stays at start"
+    )
+    start: float = Field(1.0, gt=0, description="tau at the first step", json_schema_extra=PER_MEMBER)
+    end: float = Field(0.5, gt=0, description="tau once annealed", json_schema_extra=PER_MEMBER)
+    fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which tau moves")
+
+
+class TargetEntropyConfig(ScheduleConfig):
+    """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k."""
+
+    schedule: Literal["constant", "linear", "exponential", "cosine"] = Field(
+        "linear", description="how the target moves from start to end; constant: stays at start"
+    )
+    start: float = Field(0.7, ge=0, lt=1, description="target at the first step", json_schema_extra=PER_MEMBER)
+    end: float = Field(0.1, ge=0, lt=1, description="target once annealed", json_schema_extra=PER_MEMBER)
+    fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which the target moves")
+
+    @model_validator(mode="after")
+    def exponential_needs_positive_ends(self) -> "TargetEntropyConfig":
+        if self.schedule == "exponential" and min(self.start, self.end) <= 0:
+            raise ValueError("an exponential schedule needs start and end above 0")
+        return self
+
+
+class AlphaConfig(Section):
+    """Entropy coefficient, moved so that the policy's entropy meets target_entropy."""
+
+    start: float = Field(
+        1.0, gt=0, description="alpha at the first update [reward per nat]", json_schema_extra=PER_MEMBER
+    )
+    learning_rate: float = Field(1e-2, ge=0, description="Adam step of log alpha; 0 fixes alpha at start")
+    min: float = Field(1e-3, gt=0, description="smallest alpha")
+    max: float = Field(10.0, gt=0, description="largest alpha")
+
+
+class EstimatorConfig(Section):
+    name: Literal["straight_through_gumbel_softmax", "exact", "score_function"] = Field(
+        "straight_through_gumbel_softmax", description="how the critic's gradient passes the discrete sample"
+    )
+
+
+class CriticConfig(Section):
+    structure: Literal["auto", "per_action", "joint"] = Field(
+        "auto",
+        description="per_action: one value per choice, Q linear in the action; joint: an MLP on [obs, action]; "
+        "auto: per_action for one factor, joint for several",
+    )
+    reduce: Literal["auto", "min", "mean"] = Field(
+        "auto", description="how the twin critics become one value; auto: mean for per_action, min for joint"
+    )
+    layer_norm: bool = Field(False, description="layer normalisation after each hidden layer of the critics")
+    entropy_in_target: bool = Field(False, description="add alpha * entropy to the critic's target, as SAC does")
+
+
+class ReinforceConfig(Section):
+    """Settings of algorithm=reinforce alone."""
+
+    learning_rate: float = Field(
+        3e-3, gt=0, description="Adam step of policy and baseline", json_schema_extra=PER_MEMBER
+    )
+    rollout_steps: int = Field(512, ge=1, description="environment steps of a member between two policy updates")
+    max_episode_steps: int = Field(2000, ge=1, description="an episode longer than this loses its first steps")
+    baseline: bool = Field(True, description="subtract a learned value; off: subtract the batch mean")
+    baseline_updates: int = Field(10, ge=1, description="gradient steps of the baseline per policy update")
+    normalize_returns: bool = Field(True, description="divide advantages by their standard deviation")
+    entropy_coefficient: float = Field(
+        0.01, ge=0, description="weight of the entropy bonus", json_schema_extra=PER_MEMBER
+    )
+
+
+class EvaluationConfig(Section):
+    every_env_steps: int | None = Field(
+        None, ge=1, description="steps of a member between evaluations; none: 1/20 of the run"
+    )
+    episodes: int = Field(10, ge=1, description="episodes of an evaluation during training, greedy and sampled each")
+    final_episodes: int = Field(100, ge=1, description="episodes of the evaluation at the end, greedy and sampled each")
+
+
+class WandbConfig(Section):
+    mode: Literal["auto", "online", "offline", "disabled"] = Field(
+        "auto", description="auto: online where a login is found, else offline; never asks"
+    )
+    project: str = Field("gumbel-actor-critic", description="W&B project")
+    group: str | None = Field(None, description="W&B group; none: the environment's id")
+    name: str | None = Field(None, description="W&B run name; none: the run folder's name")
+    tags: list[str] = Field([], description="W&B tags")
+
+
+class Config(Section):
+    algorithm: Literal["gumbel_actor_critic", "reinforce"] = Field("gumbel_actor_critic", description="what is trained")
+    env: EnvConfig
+    seed: int = Field(0, ge=0, description="seed of the first member; decides every random draw of the run")
+    seeds: int = Field(1, ge=1, description="members with seeds seed, seed+1, … trained as one program")
+    sweep: dict[str, list[float]] = Field({}, description="per-member setting: values; multiplies with seeds")
+    total_env_steps: int = Field(
+        50_000, ge=1, description="environment steps of each member, over all its environments"
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
+    num_threads: int = Field(1, ge=1, description="CPU threads of torch; small networks are fastest with 1")
+    run_dir: str | None = Field(None, description="folder of the run, exactly; none: a new one under runs/")
+
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
+    normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
+    gamma: float = Field(0.99, ge=0, lt=1, description="discount per environment step", json_schema_extra=PER_MEMBER)
+    max_grad_norm: float = Field(10.0, gt=0, description="largest L2 norm of each network's gradient, per member")
+
+    learning_rate: float = Field(3e-3, gt=0, description="Adam step of actor and critics", json_schema_extra=PER_MEMBER)
+    learning_rate_end: float = Field(
+        0.1, ge=0, le=1, description="learning rate at the end of the run, as a fraction; moves linearly"
+    )
+    n_step: int = Field(3, ge=1, description="rewards summed before the target bootstraps")
+    batch_size: int = Field(128, ge=1, description="transitions of an update, per member")
+    updates_per_step: float = Field(1.0, gt=0, description="gradient updates per environment step of a member")
+    learning_starts: int = Field(
+        1000, ge=1, description="environment steps with random actions before the first update"
+    )
+    replay_capacity: int = Field(100_000, ge=2, description="steps kept in the replay of each member")
+    target_update_rate: float = Field(0.05, gt=0, le=1, description="fraction the target critics move per update")
+    policy_average_rate: float = Field(
+        0.01, gt=0, le=1, description="fraction the evaluated policy moves to the trained one per update; 1: the same"
+    )
+    noise_persistence: float = Field(
+        0.5,
+        ge=0,
+        lt=1,
+        description="probability rho of keeping the Gumbel noise for one more step",
+        json_schema_extra=PER_MEMBER,
+    )
+    estimator: EstimatorConfig = EstimatorConfig()
+    tau: TauConfig = TauConfig()
+    alpha: AlphaConfig = AlphaConfig()
+    target_entropy: TargetEntropyConfig = TargetEntropyConfig()
+    critic: CriticConfig = CriticConfig()
+    reinforce: ReinforceConfig = ReinforceConfig()
+
+    evaluation: EvaluationConfig = EvaluationConfig()
+    log_every_env_steps: int | None = Field(
+        None, ge=1, description="steps of a member between log lines; none: 1/100 of the run"
+    )
+    return_threshold: float | None = Field(None, description="greedy return that counts as solved")
+    wandb: WandbConfig = WandbConfig()
+
+    @model_validator(mode="after")
+    def sweep_names_per_member_settings(self) -> "Config":
+        allowed = [key for key, field in settings() if is_per_member(field)]
+        for key, values in self.sweep.items():
+            if key not in allowed:
+                raise ValueError(
+                    f"cannot sweep '{key}'{nearest(key, allowed)} Per-member settings: {', '.join(allowed)}"
+                )
+            if not values:
+                raise ValueError(f"sweep of '{key}' has no values")
+        return self
+
+    @model_validator(mode="after")
+    def exact_needs_per_action(self) -> "Config":
+        if self.estimator.name == "exact" and self.critic.structure == "joint":
+            raise ValueError(
+                "estimator.name=exact needs critic.structure=per_action: a joint critic has no sum over actions"
+            )
+        return self
+
+    def members(self) -> "list[Member]":
+        """One member per seed and combination of swept values, seeds fastest."""
+        combinations = itertools.product(*self.sweep.values())
+        settings = [dict(zip(self.sweep, values, strict=True)) for values in combinations]
+        return [Member(self.seed + i, chosen) for chosen in settings for i in range(self.seeds)]
+
+    def per_member(self, key: str) -> list[float]:
+        """The value of a setting for each member, swept or not."""
+        value: Any = self
+        for part in key.split("."):
+            value = getattr(value, part)
+        return [member.settings.get(key, value) for member in self.members()]
+
+    def to_yaml(self) -> str:
+        """The resolved config; loading it gives this config again."""
+        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One member of the population: its seed and the swept settings it has of its own."""
+
+    seed: int
+    settings: dict[str, float]
+
+
+def nearest(key: str, known: Sequence[str]) -> str:
+    """'; did you mean …?' for a typo, also where only the last part of a dotted key was given."""
+    by_last_part = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
+    for candidates in (known, list(by_last_part)):
+        if found := difflib.get_close_matches(key if candidates is known else key.rsplit(".", 1)[-1], candidates, n=1):
+            return f"; did you mean '{by_last_part.get(found[0], found[0])}'?"
+    return ""
+
+
+def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every setting with its dotted key, in the order of the schema."""
+    for name, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from settings(field.annotation, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", field
+
+
+def is_per_member(field: FieldInfo) -> bool:
+    return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("per_member"))
