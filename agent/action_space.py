@@ -1,0 +1,31 @@
+"""Any discrete space as K categorical factors, padded to the widest of N choices and masked."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+IMPOSSIBLE = -1e30  # logit of a padding choice: probability exactly 0, and 0 * log 0 stays 0 where -inf gives NaN
+
+
+class ActionSpace:
+    """K factors of n_k choices each: Discrete(n) is K = 1; MultiDiscrete, MultiBinary and binned Box have K > 1."""
+
+    def __init__(self, num_choices: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.num_choices = tuple(num_choices)
+        self.num_factors = len(self.num_choices)
+        self.width = max(self.num_choices)
+        self.is_ragged = min(self.num_choices) < self.width
+        choice = torch.arange(self.width, device=device)
+        self.mask: Bool[Tensor, "K N"] = choice < torch.tensor(self.num_choices, device=device).unsqueeze(-1)
+        self.max_entropy = sum(math.log(n) for n in self.num_choices)  # nats
+
+    def mask_logits(self, logits: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
+        """Makes padding choices impossible."""
+        return logits.masked_fill(~self.mask, IMPOSSIBLE) if self.is_ragged else logits
+
+    def one_hot(self, action: Int[Tensor, "*batch K"]) -> Float[Tensor, "*batch K N"]:
+        return F.one_hot(action, self.width).float()

@@ -1,0 +1,98 @@
+"""Every metric a run logs: its name, formula and unit, as data.
+
+One value per member. The x-axis is always `env_steps`: environment steps of one member, summed over its environments.
+Metrics of an update are means over the updates since the last log line. The symbols are those of
+`agent/gumbel_actor_critic.py` and `agent/reinforce.py`: s, a a replayed or rolled-out step, B the rows of an update.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is computed, what it is measured in ("1": a pure number) and how to read it."""
+
+    formula: str
+    unit: str
+    meaning: str
+
+
+METRICS: dict[str, Metric] = {
+    "train/episode_return": Metric(
+        "mean of sum_t r_t over the training episodes ended since the last log line",
+        "reward",
+        "undiscounted, before any scaling, with exploration; absent where no episode ended",
+    ),
+    "train/episode_length": Metric(
+        "mean number of steps of the training episodes ended since the last log line",
+        "env steps",
+        "absent where no episode ended",
+    ),
+    "eval/return_greedy": Metric(
+        "mean of sum_t r_t over evaluation episodes, a = argmax pi(.|s)", "reward", "what the evaluated policy is worth"
+    ),
+    "eval/return_sampled": Metric(
+        "mean of sum_t r_t over evaluation episodes, a ~ pi(.|s)",
+        "reward",
+        "nears eval/return_greedy as the policy makes up its mind",
+    ),
+    "eval/length_greedy": Metric(
+        "mean number of steps of the evaluation episodes, a = argmax pi(.|s)",
+        "env steps",
+        "time to the end or time limit",
+    ),
+    "eval/length_sampled": Metric(
+        "mean number of steps of evaluation episodes, a ~ pi(.|s)", "env steps", "to the end or the time limit"
+    ),
+    "critic/loss": Metric(
+        "mean_B sum_C (Q_c(s, a) - z)^2", "reward^2", "summed over the twin critics; bounded, not zero, while pi moves"
+    ),
+    "critic/q": Metric("mean_{C,B} Q_c(s, a)", "reward", "online critics, replayed action; tracks critic/td_target"),
+    "critic/td_target": Metric(
+        "mean_B z,  z = sum_{i<m} gamma^i r_i + gamma^m (1 - terminated) V(s_m)",
+        "reward",
+        "V by the target critics; within the discounted returns the task allows",
+    ),
+    "critic/grad_norm": Metric(
+        "L2 norm of the gradient of critic/loss", "reward^2", "both critics together, before clipping at max_grad_norm"
+    ),
+    "actor/loss": Metric(
+        "gumbel_actor_critic: -mean_B [Q(s, a~) + alpha H(pi(.|s))];  "
+        "reinforce: -mean_B [log pi(a|s) A + c H(pi(.|s))]",
+        "reward; reinforce with normalized returns: 1",
+        "its level says little: minus the policy's value, or a surrogate for its gradient",
+    ),
+    "actor/entropy": Metric(
+        "mean_B H(pi(.|s)) = -sum_k sum_a pi_k(a|s) log pi_k(a|s)",
+        "nats",
+        "0 ... sum_k log n_k; gumbel_actor_critic: follows target_entropy",
+    ),
+    "actor/grad_norm": Metric("L2 norm of the gradient of actor/loss", "unit of actor/loss", "before clipping"),
+    "alpha/value": Metric(
+        "alpha = exp(log_alpha), as used in the update",
+        "reward per nat",
+        "falls while the entropy is above its target; stuck at alpha.min or alpha.max: the target is out of reach",
+    ),
+    "estimator/tau": Metric("tau, as used in the update", "1", "moves from tau.start to tau.end on its schedule"),
+    "baseline/loss": Metric(
+        "mean_B (b(s) - G / scale)^2,  scale the largest root mean square of G so far",
+        "1",
+        "last gradient step of the update; below mean_B (G / scale)^2 where the baseline helps; 0 without baseline",
+    ),
+    "baseline/return": Metric(
+        "mean_B G,  G_t = r_t + gamma G_{t+1}",
+        "reward",
+        "discounted; goes on with scale gamma b(s') where a time limit cut the episode off and there is a baseline",
+    ),
+    "time/env_steps_per_second": Metric(
+        "env_steps since the last log line / seconds of training since then",
+        "1/s",
+        "of one member; evaluation excluded",
+    ),
+    "time/updates_per_second": Metric(
+        "updates since the last log line / seconds of training since then",
+        "1/s",
+        "an update trains all members at once; evaluation excluded",
+    ),
+    "time/elapsed_seconds": Metric("seconds since the run began", "s", "wall clock, evaluation included"),
+}

@@ -1,0 +1,253 @@
+"""A trained policy: acting on observations as the environment gives them, saving and loading without pickle."""
+
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+
+from agent.action_space import ActionSpace
+from agent.config import Config
+from agent.estimators import gumbel_noise
+from agent.networks import Actor, member_generators
+from agent.normalizer import ObservationNormalizer
+from envs.errors import UserError
+from envs.gymnasium_adapter import GymnasiumAdapter
+from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
+
+
+class PolicyError(UserError):
+    """A policy folder that cannot be used: the text says which file and why."""
+
+
+class MemberInfo(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    member: int  # its number in the run
+    seed: int
+    settings: dict[str, float]
+    env_steps: int  # of this member when these weights were saved
+    eval_return: float | None  # greedy, of the evaluation at that time
+
+
+class PolicyInfo(BaseModel):
+    """policy.json: all that is needed to use the weights, besides the weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    format: Literal[1] = 1
+    algorithm: str
+    env_id: str
+    env_kwargs: dict[str, Any]
+    observation_space: dict[str, Any]
+    action_space: dict[str, Any]
+    action_bins: int | None
+    hidden_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(max_length=100)
+    normalize_obs: bool
+    members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
+
+
+class Policy:
+    """The policies of one or more members, frozen.
+
+        policy = Policy.load("runs/x")
+        action = policy.act(obs)          # greedy; numpy in, an action the environment accepts out
+
+    `choose` is the same on tensors, for all members at once.
+    """
+
+    def __init__(self, info: PolicyInfo, device: torch.device | str = "cpu") -> None:
+        self.info = info
+        self.observations = FlatObservations(space_from_json(info.observation_space))
+        self.factored = FactoredActions(space_from_json(info.action_space), info.action_bins)
+        actions = ActionSpace(self.factored.num_choices, device)
+        self.num_members = len(info.members)
+        generators = member_generators([0] * self.num_members, 0)
+        self.actor = Actor(self.observations.size, actions, info.hidden_sizes, generators, device)
+        binary = torch.from_numpy(self.observations.binary)
+        self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=info.normalize_obs, device=device)
+        self.generator = Generator(device).manual_seed(0)
+
+    def act(self, obs: Any, *, sampled: bool = False) -> Any:
+        """An action for one observation, or a batch of actions for a batch of observations.
+
+        Args:
+            obs: as the environment gives it, alone or batched along a new first axis.
+            sampled: draw from the policy instead of taking its most probable action.
+        """
+        if self.num_members != 1:
+            raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
+        batched = self.observations.is_batch(obs)
+        flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
+        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled)[0]
+        decoded = self.factored.decode(action.numpy())
+        return decoded if batched else decoded[0]
+
+    @torch.no_grad()
+    def choose(self, obs: Float[Tensor, "P E D"], *, sampled: bool = False) -> Int[Tensor, "P E K"]:
+        """The most probable choice of each factor, or one drawn from the policy."""
+        logits = self.actor(self.normalizer(obs))
+        if sampled:
+            logits = logits + gumbel_noise(tuple(logits.shape), self.generator, logits.device)
+        return logits.argmax(-1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name; each has the members along its first axis."""
+        parameters = self.actor.mlp.views(self.actor.mlp.flat.detach())
+        actor = {f"actor.{name}": parameter for name, parameter in parameters.items()}
+        return {**actor, "normalizer.mean": self.normalizer.mean, "normalizer.var": self.normalizer.var}
+
+    @torch.no_grad()
+    def copy_from(self, actor: Actor, normalizer: ObservationNormalizer) -> None:
+        self.actor.mlp.flat.copy_(actor.mlp.flat)
+        self.normalizer.mean.copy_(normalizer.mean)
+        self.normalizer.var.copy_(normalizer.var)
+
+    def record_evaluation(self, env_steps: int, returns: list[float]) -> None:
+        """Notes when the weights were taken and what each member's greedy episodes brought."""
+        self.info = self.info.model_copy(
+            update={
+                "members": [
+                    member.model_copy(update={"env_steps": env_steps, "eval_return": value})
+                    for member, value in zip(self.info.members, returns, strict=True)
+                ]
+            }
+        )
+
+    def take_members(self, other: "Policy", members: list[int]) -> None:
+        """Replaces some members, weights and record, by those of a policy of the same shape."""
+        for name, tensor in self.tensors().items():
+            tensor[members] = other.tensors()[name][members]
+        chosen = [(other if i in members else self).info.members[i] for i in range(self.num_members)]
+        self.info = self.info.model_copy(update={"members": chosen})
+
+    def save(self, folder: Path) -> None:
+        """Writes weights.safetensors and policy.json; the folder appears whole or not at all."""
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        save_file({name: t.contiguous().cpu() for name, t in self.tensors().items()}, staging / "weights.safetensors")
+        (staging / "policy.json").write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
+        staging.chmod(0o755)
+        if folder.exists():
+            retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            os.replace(folder, retired / folder.name)
+            os.replace(staging, folder)
+            shutil.rmtree(retired)
+        else:
+            os.replace(staging, folder)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        member: int | Literal["best", "all"] = "best",
+        weights: Literal["final", "best"] = "final",
+    ) -> "Policy":
+        """Reads a policy from a run folder or a policy folder. Nothing is unpickled, nothing imported.
+
+        Args:
+            member: one by number, the one with the highest evaluation, or all of them.
+            weights: of a run folder, those at the end of training or those of each member's best evaluation.
+        """
+        folder = find_policy(Path(path), weights)
+        info = read_info(folder)
+        keep = chosen_members(info, member, folder)
+        try:
+            policy = cls(info)
+        except UserError as error:
+            raise PolicyError(f"{folder / 'policy.json'}: {error}") from None
+        weights_file = folder / "weights.safetensors"
+        try:
+            stored = load_file(weights_file)
+        except (OSError, SafetensorError) as error:
+            raise PolicyError(f"{weights_file}: not readable as safetensors: {error}") from None
+        expected = policy.tensors()
+        if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in expected.items()}:
+            raise PolicyError(f"{weights_file}: the tensors do not fit the networks that policy.json describes")
+        for name, tensor in expected.items():
+            tensor.copy_(stored[name])
+        return policy.select(keep)
+
+    def trusted_env_id(self) -> str:
+        """Where it was trained; refused where that would import a module, which only the user may ask for."""
+        if ":" in self.info.env_id:
+            module = self.info.env_id.split(":")[0]
+            raise PolicyError(
+                f"this policy names the environment '{self.info.env_id}', which imports the Python module '{module}'; "
+                f"if you trust it, say so: --env {self.info.env_id}"
+            )
+        return self.info.env_id
+
+    def check_fits(self, env: GymnasiumAdapter) -> None:
+        """PolicyError where the environment's spaces are not those of the policy."""
+        for what, own, other in (
+            ("observations", self.observations.space, env.observations.space),
+            ("actions", self.factored.space, env.actions.space),
+        ):
+            if own != other:
+                raise PolicyError(f"this policy has {what} {own}, but {env.spec_id} has {other}")
+
+    def select(self, members: list[int]) -> "Policy":
+        """The policy of some members alone."""
+        info = self.info.model_copy(update={"members": [self.info.members[i] for i in members]})
+        selected = Policy(info, self.actor.mlp.flat.device)
+        for name, tensor in selected.tensors().items():
+            tensor.copy_(self.tensors()[name][members])
+        return selected
+
+
+def describe_policy(config: Config, env: GymnasiumAdapter, members: list[MemberInfo]) -> PolicyInfo:
+    """What policy.json says of policies trained in `env`."""
+    return PolicyInfo(
+        algorithm=config.algorithm,
+        env_id=config.env.id,
+        env_kwargs=config.env.kwargs,
+        observation_space=space_to_json(env.observations.space),
+        action_space=space_to_json(env.actions.space),
+        action_bins=config.env.action_bins,
+        hidden_sizes=config.hidden_sizes,
+        normalize_obs=config.normalize_obs,
+        members=members,
+    )
+
+
+def find_policy(path: Path, weights: str) -> Path:
+    """The folder that holds policy.json: `path` itself or policy/<weights> of a run folder."""
+    for folder in (path, path / "policy" / weights):
+        if (folder / "policy.json").is_file():
+            return folder
+    if not path.exists():
+        raise PolicyError(f"{path}: no such folder")
+    raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which train.py writes")
+
+
+def read_info(folder: Path) -> PolicyInfo:
+    file = folder / "policy.json"
+    try:
+        return PolicyInfo.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise PolicyError(f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise PolicyError(f"{file}: not readable as JSON: {error}") from None
+
+
+def chosen_members(info: PolicyInfo, member: int | str, folder: Path) -> list[int]:
+    if member == "all":
+        return list(range(len(info.members)))
+    if member == "best":
+        scores = [-np.inf if m.eval_return is None else m.eval_return for m in info.members]
+        return [int(np.argmax(scores))]
+    if not isinstance(member, int) or not 0 <= member < len(info.members):
+        raise PolicyError(
+            f"{folder}: member {member} does not exist; there are 0 to {len(info.members) - 1}, 'best' and 'all'"
+        )
+    return [member]

@@ -1,0 +1,189 @@
+"""REINFORCE: Monte-Carlo policy gradient over whole episodes, the baseline of every comparison.
+
+    policy    grad = mean_t (G_t - b(s_t)) grad log pi(a_t|s_t) + c grad H(pi(.|s_t))    Williams 1992, eq. 4
+    baseline  b moves towards G_t by least squares
+
+Every step of an episode is used once, in the first update after the episode ended. An episode that runs across an
+update is finished under the newer policy; its earlier steps are at most a few small updates old.
+"""
+
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Generator, Tensor
+
+from agent import losses
+from agent.action_space import ActionSpace
+from agent.config import Config
+from agent.exploration import PersistentGumbelNoise
+from agent.networks import Actor, PopulationMLP, member_generators
+from agent.normalizer import ObservationNormalizer
+from agent.optimizer import PopulationAdam, clip_grad_norm
+from envs.gymnasium_adapter import Step
+
+
+class Reinforce:
+    """All members' policies and baselines, the episodes not yet used, and the update."""
+
+    def __init__(
+        self,
+        config: Config,
+        obs_size: int,
+        actions: ActionSpace,
+        normalizer: ObservationNormalizer,
+        device: torch.device | str = "cpu",
+        generator: Generator | None = None,
+        *,
+        obs_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.config, self.settings, self.actions, self.normalizer = config, config.reinforce, actions, normalizer
+        seeds = [member.seed for member in config.members()]
+        self.num_members, num_envs = len(seeds), config.env.num_envs
+        self.actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
+        sizes = [obs_size, *config.hidden_sizes, 1]
+        self.baseline = PopulationMLP(sizes, member_generators(seeds, 1), device, last_gain=0.01)
+        self.actor_optimizer = PopulationAdam(self.actor.mlp.flat)
+        self.baseline_optimizer = PopulationAdam(self.baseline.flat)
+        self.per_member: Callable[[str], Tensor] = lambda key: torch.tensor(config.per_member(key), device=device)
+        self.gamma = self.per_member("gamma").unsqueeze(-1)
+        self.learning_rate = self.per_member("reinforce.learning_rate").unsqueeze(-1)
+        self.entropy_coefficient = self.per_member("reinforce.entropy_coefficient")
+
+        self.update_every = max(1, self.settings.rollout_steps // num_envs)  # vector steps
+        length = self.update_every + self.settings.max_episode_steps
+        shape = (length, self.num_members, num_envs)
+        self.obs = torch.zeros((*shape, obs_size), dtype=obs_dtype, device=device)
+        self.action = torch.zeros((*shape, actions.num_factors), dtype=torch.int64, device=device)
+        self.reward = torch.zeros(shape, device=device)  # with the discounted value of the state a time limit cut off
+        self.ends = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.unused = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.exploration = PersistentGumbelNoise(
+            (self.num_members, num_envs, actions.num_factors, actions.width),
+            torch.zeros(self.num_members, device=device),
+            generator,
+        )
+        self.num_steps = 0
+        self.return_scale = torch.ones((self.num_members, 1), device=device)
+
+    @property
+    def evaluated_actor(self) -> Actor:
+        """The policy that is evaluated and saved: the trained one."""
+        return self.actor
+
+    @torch.no_grad()
+    def explore(self, obs: Float[Tensor, "P E D"]) -> Int[Tensor, "P E K"]:
+        """Draws the action from the policy."""
+        return (self.actor(self.normalizer(obs)) + self.exploration.next()).argmax(-1)
+
+    @torch.no_grad()
+    def observe(self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step) -> None:
+        """Takes in one step of every environment."""
+        slot = self.num_steps % len(self.reward)
+        self.obs[slot], self.action[slot] = obs, action
+        self.reward[slot] = step.reward + self.value_beyond_time_limit(step)
+        self.ends[slot] = (step.terminated | step.truncated) & step.valid
+        self.unused[slot] = step.valid
+        self.num_steps += 1
+
+    def value_beyond_time_limit(self, step: Step) -> Float[Tensor, "P E"]:
+        """gamma b(s') where a time limit, not the task, ended the episode: the return goes on there."""
+        if not self.settings.baseline:
+            return torch.zeros_like(step.reward)
+        value = self.baseline(self.normalizer(step.next_obs)).squeeze(-1) * self.return_scale
+        return self.gamma * value * (step.truncated & ~step.terminated)
+
+    def learn(self, progress: Tensor) -> Iterator[dict[str, Float[Tensor, " P"]]]:
+        """Updates from the episodes that ended since the last update, once enough steps were taken."""
+        if self.num_steps % self.update_every == 0:
+            yield self.update(progress)
+
+    def update(self, progress: Tensor) -> dict[str, Float[Tensor, " P"]]:
+        """One policy step and a few of the baseline."""
+        returns, usable = self.monte_carlo_returns()
+        obs, action, returns, weight = self.gather(returns, usable)
+        obs = self.normalizer(obs)
+        learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
+
+        advantage, baseline_loss = self.advantage(obs, returns, weight, learning_rate)
+        logits = self.actor(obs)
+        log_pi = logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
+        entropy = losses.entropy(logits)
+        loss = weighted_mean(-log_pi * advantage - self.entropy_coefficient.unsqueeze(-1) * entropy, weight)
+        (gradient,) = torch.autograd.grad(loss.sum(), self.actor.mlp.flat)
+        norm = clip_grad_norm(gradient, self.num_members, self.config.max_grad_norm)
+        self.actor_optimizer.step(gradient, learning_rate)
+        return {
+            "actor/loss": loss.detach(),
+            "actor/entropy": weighted_mean(entropy.detach(), weight),
+            "actor/grad_norm": norm,
+            "baseline/loss": baseline_loss,
+            "baseline/return": weighted_mean(returns, weight),
+        }
+
+    def monte_carlo_returns(self) -> tuple[Float[Tensor, "L P E"], Bool[Tensor, "L P E"]]:
+        """G_t = r_t + gamma G_{t+1} within an episode, and which steps belong to an ended episode not used before.
+
+        A filler step inside the ring is never unused and its reward is 0; it stands only between episodes.
+        """
+        length = len(self.reward)
+        returns, usable = torch.zeros_like(self.reward), torch.zeros_like(self.unused)
+        following = torch.zeros_like(self.reward[0])
+        complete = torch.zeros_like(self.unused[0])
+        for age in range(min(length, self.num_steps)):
+            slot = (self.num_steps - 1 - age) % length
+            ends = self.ends[slot]
+            following = self.reward[slot] + self.gamma * following * ~ends
+            complete = complete | ends
+            returns[slot], usable[slot] = following, complete & self.unused[slot]
+        self.unused &= ~usable
+        return returns, usable
+
+    def gather(self, returns: Tensor, usable: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The usable steps of each member as rows [P, B, ...]; weight 0 where a member has fewer than the most."""
+        mask = usable.transpose(0, 1).flatten(1)
+        num_rows = max(1, int(mask.sum(1).max()))
+        weight, index = mask.float().sort(dim=1, descending=True, stable=True)
+        weight, index = weight[:, :num_rows], index[:, :num_rows]
+        obs, action = (x.transpose(0, 1).flatten(1, 2) for x in (self.obs, self.action))
+        rows = index.unsqueeze(-1)
+        return (
+            obs.gather(1, rows.expand(-1, -1, obs.shape[-1])).float(),
+            action.gather(1, rows.expand(-1, -1, action.shape[-1])),
+            returns.transpose(0, 1).flatten(1).gather(1, index),
+            weight,
+        )
+
+    def advantage(
+        self, obs: Tensor, returns: Float[Tensor, "P B"], weight: Tensor, learning_rate: Tensor
+    ) -> tuple[Float[Tensor, "P B"], Float[Tensor, " P"]]:
+        """G - b(s) with the baseline as it was before it saw these returns; then moves the baseline towards them.
+
+        The baseline predicts G / scale, scale a running root mean square of the returns.
+        """
+        if not self.settings.baseline:
+            advantage = returns - weighted_mean(returns, weight).unsqueeze(-1)
+            return self.normalized(advantage, weight), torch.zeros_like(returns[:, 0])
+        with torch.no_grad():
+            advantage = returns - self.baseline(obs).squeeze(-1) * self.return_scale
+            rms = weighted_mean(returns.square(), weight).sqrt().unsqueeze(-1)
+            self.return_scale = torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale)
+        loss = torch.zeros_like(returns[:, 0])
+        for _ in range(self.settings.baseline_updates):
+            error = self.baseline(obs).squeeze(-1) - returns / self.return_scale
+            loss = weighted_mean(error.square(), weight)
+            (gradient,) = torch.autograd.grad(loss.sum(), self.baseline.flat)
+            clip_grad_norm(gradient, self.num_members, self.config.max_grad_norm)
+            self.baseline_optimizer.step(gradient, learning_rate)
+        return self.normalized(advantage, weight), loss.detach()
+
+    def normalized(self, advantage: Float[Tensor, "P B"], weight: Tensor) -> Float[Tensor, "P B"]:
+        if not self.settings.normalize_returns:
+            return advantage
+        mean = weighted_mean(advantage, weight).unsqueeze(-1)
+        std = weighted_mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
+        return advantage / (std + 1e-8)
+
+
+def weighted_mean(x: Float[Tensor, "P B"], weight: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
+    return (x * weight).sum(-1) / weight.sum(-1).clamp(min=1)
