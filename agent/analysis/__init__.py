@@ -1,0 +1,1 @@
+"""What trained policies are worth: evaluation, statistics over seeds, comparisons, figures."""

@@ -1,0 +1,96 @@
+"""Returns of frozen policies over whole episodes."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from agent.analysis.statistics import iqm
+from agent.policy import Policy
+from envs.gymnasium_adapter import GymnasiumAdapter
+
+MODES = ("greedy", "sampled")
+MAX_PARALLEL_EPISODES = 10  # per member
+MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
+
+
+class Episodes(NamedTuple):
+    """Undiscounted returns and lengths of each member's episodes, [P, num_episodes]."""
+
+    returns: np.ndarray
+    lengths: np.ndarray
+
+
+def run_episodes(policy: Policy, env: GymnasiumAdapter, num_episodes: int, seed: int, *, sampled: bool) -> Episodes:
+    """Runs each member for exactly `num_episodes` episodes in its own environments.
+
+    Each environment has a fixed number of episodes to finish, so short episodes are not counted more often than long
+    ones. An episode of more than MAX_EPISODE_STEPS counts with its return so far.
+
+    Args:
+        env: its environments are divided evenly among the members.
+    """
+    num_members = policy.num_members
+    num_envs = env.num_envs // num_members
+    quota = np.array([num_episodes // num_envs + (e < num_episodes % num_envs) for e in range(num_envs)])
+    returns: list[list[list[float]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
+    lengths: list[list[list[int]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
+    policy.generator.manual_seed(seed)
+    obs = env.reset(seed)
+    total, length = np.zeros((num_members, num_envs)), np.zeros((num_members, num_envs), dtype=np.int64)
+    finished = np.zeros((num_members, num_envs), dtype=np.int64)
+    while (finished < quota).any():
+        action = policy.choose(obs.unflatten(0, (num_members, num_envs)), sampled=sampled)
+        step = env.step(action.flatten(0, 1))
+        obs = step.obs
+        reward, done, valid = (
+            x.view(num_members, num_envs).cpu().numpy()
+            for x in (step.reward, step.terminated | step.truncated, step.valid)
+        )
+        total += np.where(valid, reward, 0.0)
+        length += valid
+        for p, e in zip(*np.nonzero((done & valid) | (length >= MAX_EPISODE_STEPS)), strict=True):
+            if finished[p, e] < quota[e]:
+                returns[p][e].append(float(total[p, e]))
+                lengths[p][e].append(int(length[p, e]))
+            finished[p, e] += 1
+            total[p, e], length[p, e] = 0.0, 0
+    return Episodes(_per_member(returns), _per_member(lengths))
+
+
+def _per_member(values: list) -> np.ndarray:
+    return np.array([[x for env in member for x in env] for member in values])
+
+
+def num_parallel_envs(policy_members: int, num_episodes: int) -> int:
+    """Environments that `run_episodes` makes good use of."""
+    return policy_members * min(num_episodes, MAX_PARALLEL_EPISODES)
+
+
+def summary(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
+    """One member's episodes in figures; the standard deviation is over episodes."""
+    return {
+        "mean": float(returns.mean()),
+        "std": float(returns.std()),
+        "iqm": float(iqm(returns)),
+        "min": float(returns.min()),
+        "max": float(returns.max()),
+        "returns": [float(x) for x in returns],
+        "lengths": [int(x) for x in lengths],
+    }
+
+
+def evaluate_members(
+    policy: Policy, env: GymnasiumAdapter, num_episodes: int, seed: int, modes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Per member its seed, settings and, for each of the modes greedy and sampled, the summary of its episodes."""
+    rows: list[dict[str, Any]] = [
+        {"member": m.member, "seed": m.seed, "settings": m.settings} for m in policy.info.members
+    ]
+    for mode in modes:
+        with torch.inference_mode():
+            episodes = run_episodes(policy, env, num_episodes, seed, sampled=mode == "sampled")
+        for row, returns, lengths in zip(rows, episodes.returns, episodes.lengths, strict=True):
+            row[mode] = summary(returns, lengths)
+    return rows

@@ -1,0 +1,114 @@
+"""Tables for people."""
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from agent.analysis.comparison import Comparison, Summary
+from agent.analysis.statistics import Interval, iqm, stratified_bootstrap
+
+
+def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns of each member, greedy and sampled as far as there are; the interval is of the IQM over episodes."""
+    table = new_table("member", "policy", "mean ± std", "IQM [95 % interval]", "min", "max", "length")
+    for member in members:
+        settings = [f"{key}={value:g}" for key, value in member["settings"].items()]
+        name = "\n".join([f"{member['member']} (seed {member['seed']})", *settings])
+        for mode in ("greedy", "sampled"):
+            if mode in member:
+                table.add_row(name, mode, *figures_of(member[mode]))
+                name = ""
+    return table
+
+
+def figures_of(episodes: Mapping[str, Any]) -> list[str]:
+    interval = stratified_bootstrap(np.array(episodes["returns"]), iqm)
+    return [
+        f"{number(episodes['mean'])} ± {number(episodes['std'])}",
+        f"{number(episodes['iqm'])} [{number(interval.low)}, {number(interval.high)}]",
+        number(episodes["min"]),
+        number(episodes["max"]),
+        f"{np.mean(episodes['lengths']):.0f}",
+    ]
+
+
+def summary_table(comparison: Comparison) -> Table:
+    """One row per entry: returns at the end and during training, steps to the threshold, cost."""
+    table = new_table("", "seeds", "final greedy return", "worst", "during training", "steps to threshold", "wall time")
+    table.title = f"{comparison.env_id}: IQM over seeds [95 % interval]"
+    for summary in comparison.summaries:
+        table.add_row(
+            summary.label,
+            str(summary.num_seeds),
+            over_interval(summary.final_iqm, summary.final_interval),
+            number(summary.final_worst),
+            over_interval(summary.area, summary.area_interval),
+            steps(summary),
+            str(timedelta(seconds=round(summary.wall_seconds))),
+        )
+    if comparison.threshold is not None:
+        table.caption = (
+            f"threshold {comparison.threshold:g}: first evaluation there, and from when three in a row are; "
+            "median over seeds (seeds that got there)"
+        )
+    return table
+
+
+def steps(summary: Summary) -> str:
+    if summary.steps_to_reach is None or summary.steps_to_hold is None:
+        return "–"
+    first, held = ("never" if math.isinf(x) else f"{x:.0f}" for x in (summary.steps_to_reach, summary.steps_to_hold))
+    return f"{first}, {held}\n({summary.num_reached} of {summary.num_seeds})"
+
+
+def pairs_table(comparison: Comparison) -> Table:
+    """One row per pair; a difference is marked only where its interval excludes zero."""
+    table = new_table("", "P(better than)", "IQM at the end, difference", "IQM during training, difference")
+    listed: set[tuple[str, str]] = set()
+    for pair in comparison.pairs:
+        if (pair.worse, pair.better) in listed:  # the same pair the other way round
+            continue
+        listed.add((pair.better, pair.worse))
+        table.add_row(
+            f"{pair.better}\nagainst {pair.worse}",
+            over_interval(pair.probability_of_improvement, pair.probability_interval),
+            over_interval(pair.final_difference, pair.final_difference_interval) + mark(pair.final_difference_interval),
+            over_interval(pair.area_difference, pair.area_difference_interval) + mark(pair.area_difference_interval),
+        )
+    table.caption = "* the interval of the difference excludes zero"
+    return table
+
+
+def mark(interval: Interval | None) -> str:
+    return " *" if interval and (interval.low > 0 or interval.high < 0) else ""
+
+
+def over_interval(value: float | None, interval: Interval | None) -> str:
+    if value is None or interval is None:
+        return "–"
+    return f"{number(value)}\n[{number(interval.low)}, {number(interval.high)}]"
+
+
+def new_table(*headings: str) -> Table:
+    """The first column is text and may fold, the rest are figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", overflow="fold")
+    return table
+
+
+def number(value: float) -> str:
+    """About three digits, for people."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return str(value)
+    if size >= 1000:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value + 0.0:.2g}"

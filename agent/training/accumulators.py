@@ -1,0 +1,68 @@
+"""What a run adds up between two log lines."""
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs import Step
+
+
+class EpisodeStatistics:
+    """Returns and lengths of training episodes that ended since the last read, before any scaling of rewards."""
+
+    def __init__(self, num_members: int, num_envs: int, device: torch.device) -> None:
+        self.running = torch.zeros((2, num_members, num_envs), device=device)  # return and length so far
+        self.ended = torch.zeros((2, num_members), device=device)
+        self.num_ended = torch.zeros(num_members, device=device)
+
+    def update(self, step: Step) -> None:
+        self.running += torch.stack([step.reward, torch.ones_like(step.reward)]) * step.valid
+        done: Bool[Tensor, "P E"] = (step.terminated | step.truncated) & step.valid
+        self.ended += (self.running * done).sum(-1)
+        self.num_ended += done.sum(-1)
+        self.running *= ~done
+
+    def read(self) -> dict[str, np.ndarray]:
+        """Means per member, NaN where no episode ended; starts anew."""
+        means = (self.ended / self.num_ended).cpu().numpy()
+        self.ended.zero_()
+        self.num_ended.zero_()
+        return {"train/episode_return": means[0], "train/episode_length": means[1]}
+
+
+class MetricMeans:
+    """Means of metrics over updates, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def add(self, metrics: dict[str, Float[Tensor, " P"]]) -> None:
+        stacked = torch.stack(list(metrics.values()))
+        self.names = list(metrics)
+        self.total = stacked if self.total is None else self.total.add_(stacked)
+        self.count += 1
+
+    def read(self) -> dict[str, np.ndarray]:
+        if self.total is None:
+            return {}
+        means = (self.total / self.count).cpu().numpy()
+        self.total, self.count = None, 0
+        return dict(zip(self.names, means, strict=True))
+
+
+class Milestones:
+    """Evenly spaced counts of environment steps, the last of them the end of the run."""
+
+    def __init__(self, every: int | None, total: int, parts: int) -> None:
+        self.every = every or max(1, total // parts)
+        self.total, self.next = total, self.every
+
+    def passed(self, env_steps: int) -> bool:
+        if env_steps < self.next and env_steps < self.total:
+            return False
+        while self.next <= env_steps:
+            self.next += self.every
+        return True

@@ -1,0 +1,135 @@
+"""Metrics of a run on record: metrics.jsonl is the truth, W&B its mirror.
+
+Nothing that W&B does, or fails to do, ends a run: the first exception turns it off with one warning.
+"""
+
+import contextlib
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, SupportsFloat
+
+from agent.config import Config
+from agent.metrics import METRICS
+
+UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes metrics to the run folder, and to W&B where `config.wandb.mode` wants it."""
+
+    def __init__(self, run_dir: Path, config: Config) -> None:
+        self.num_members = len(config.members())
+        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.wandb_run: Any = None
+        with self.wandb_may_fail():
+            self.wandb_run = start_wandb(run_dir, config)
+
+    def write(self, env_steps: int, rows: Sequence[Mapping[str, SupportsFloat]]) -> None:
+        """Appends the metrics of each member, rows[i] those of member i; a member may lack any of them."""
+        assert len(rows) == self.num_members, f"expected {self.num_members} rows, one per member, got {len(rows)}"
+        unknown = {name for row in rows for name in row} - METRICS.keys()
+        assert not unknown, f"agent/metrics.py does not name {sorted(unknown)}"
+        numbers = [{name: float(value) for name, value in row.items()} for row in rows]
+        for member, row in enumerate(numbers):
+            line = {"env_steps": env_steps, "member": member, **{name: strict(value) for name, value in row.items()}}
+            self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        if self.wandb_run is not None:
+            with self.wandb_may_fail():
+                self.wandb_run.log({"env_steps": env_steps, **mirrored(numbers)})
+
+    def close(self, failed: bool = False) -> None:
+        """Ends the record; W&B shows the run as failed where it is. May be called twice."""
+        self.file.close()
+        if self.wandb_run is not None:
+            with self.wandb_may_fail():
+                self.wandb_run.finish(exit_code=int(failed))
+        self.wandb_run = None
+
+    def __enter__(self) -> "Tracker":
+        return self
+
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(failed=error_type is not None)
+
+    @contextlib.contextmanager
+    def wandb_may_fail(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever it is: a mirror never ends a run
+            self.wandb_run = None
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            logger.warning("W&B is off from here on, metrics.jsonl goes on: %s", reason)
+
+
+def start_wandb(run_dir: Path, config: Config) -> Any:
+    """A new W&B run, or None where the mode is disabled; its files land in the run folder."""
+    wanted: str = config.wandb.mode
+    if wanted == "auto":
+        wanted = os.environ.get("WANDB_MODE") or "auto"
+    if wanted == "disabled":
+        return None
+    import wandb
+
+    run = wandb.init(
+        project=config.wandb.project,
+        group=config.wandb.group or config.env.id,
+        name=config.wandb.name or run_dir.resolve().name,
+        job_type=config.algorithm,
+        tags=config.wandb.tags,
+        config=config.model_dump(),
+        dir=run_dir,
+        mode="offline" if wanted == "offline" else mode_by_login(wandb, wanted),
+        reinit="create_new",
+        settings=wandb.Settings(console="off", silent=True, finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True),
+    )
+    run.define_metric("*", step_metric="env_steps")
+    return run
+
+
+def mode_by_login(wandb: Any, wanted: str) -> Literal["online", "offline"]:
+    """Online where a login is found on this machine, without network or prompt; auto is offline where none is."""
+    if wanted not in ("auto", "online"):
+        raise ValueError(f"WANDB_MODE: got {wanted!r}, must be 'online', 'offline' or 'disabled'")
+    mode = {"mode": wanted} if wanted == "online" else {}  # else WANDB_MODE=offline hides the login
+    wandb.setup(settings=wandb.Settings(silent=True, **mode))
+    if wandb.login(prompt=False, verify=False):
+        return "online"
+    if wanted == "online":
+        raise ValueError("no login found for wandb.mode=online; run `wandb login`, or use wandb.mode=offline")
+    return "offline"
+
+
+def mirrored(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The metrics under W&B's keys: as they are for one member, else one by one and in aggregate."""
+    if len(rows) == 1:
+        return dict(rows[0])
+    one_by_one = {f"member_{i}/{name}": value for i, row in enumerate(rows) for name, value in row.items()}
+    return one_by_one | aggregates(rows)
+
+
+def aggregates(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Means over the members that have a metric, NaN left out; of returns and evaluations min and max too."""
+    result = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row[name] for row in rows if not math.isnan(row.get(name, math.nan))]
+        if not values:
+            continue
+        result[name] = sum(values) / len(values)
+        if name.startswith("eval/") or name == "train/episode_return":
+            result[f"{name}_min"], result[f"{name}_max"] = min(values), max(values)
+    return result
+
+
+def strict(value: float) -> float | None:
+    """JSON knows no NaN and no infinity."""
+    return value if math.isfinite(value) else None

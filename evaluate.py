@@ -1,0 +1,108 @@
+"""Evaluates saved policies: python evaluate.py RUN [--member i|best|all] [--episodes N] [--json] [--video DIR]"""
+
+import argparse
+import contextlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import envs
+from agent import Policy
+from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
+from agent.analysis.tables import results_table
+from agent.analysis.video import record
+from envs import UserError
+
+EXAMPLES = """examples:
+  python evaluate.py runs/x                          the best member, greedy and sampled, 100 episodes each
+  python evaluate.py runs/x --member all --json      every member's returns as one JSON object
+  python evaluate.py runs/x --weights best           the weights of the best evaluation instead of the last
+  python evaluate.py runs/x --video videos           an MP4 of one greedy episode
+  python evaluate.py runs/x --env my_package:My-v1   imports my_package, which registers the environment
+"""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description="Evaluates saved policies on fresh environments. A policy folder is data: nothing in it is run.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
+    parser.add_argument("--member", default="best", type=member, help="number, best (default) or all")
+    parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
+    parser.add_argument("--episodes", default=100, type=positive, help="episodes of each mode (default: 100)")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="the most probable action only")
+    mode.add_argument("--sampled", action="store_true", help="drawn actions only")
+    mode.add_argument("--both", action="store_true", help="greedy and sampled (default)")
+    parser.add_argument("--seed", default=0, type=seed, help="of environments and draws (default: 0)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with every return, nothing else")
+    parser.add_argument(
+        "--video", metavar="DIR", type=Path, help="write an MP4 of one episode of the first member here"
+    )
+    parser.add_argument(
+        "--env", metavar="ID", help="another environment with the same spaces; module:Id imports module"
+    )
+    return parser.parse_args(arguments)
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    policy = Policy.load(options.run, member=options.member, weights=options.weights)
+    env_id = options.env or policy.trusted_env_id()
+    modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
+    settings: dict[str, Any] = {"kwargs": policy.info.env_kwargs, "action_bins": policy.info.action_bins}
+    num_envs = num_parallel_envs(policy.num_members, options.episodes)
+    with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
+        policy.check_fits(env)
+        members = evaluate_members(policy, env, options.episodes, options.seed, modes)
+    result = {"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}
+    video = None
+    if options.video:
+        with contextlib.closing(envs.make(env_id, 1, render_mode="rgb_array", **settings)) as env:
+            video = record(policy.select([0]), env, options.video, options.seed, sampled=modes[0] == "sampled")
+    if options.json:
+        print(json.dumps(result))
+    else:
+        console = Console()
+        console.print(f"{env_id}: return per episode")
+        console.print(results_table(members))
+        if video:
+            console.print(f"video: {video}")
+
+
+def member(text: str) -> int | str:
+    return text if text in ("best", "all") else int(text)
+
+
+def positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    if int(text) < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    return int(text)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    try:
+        evaluate(options)
+    except UserError as error:
+        print(f"evaluate.py: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

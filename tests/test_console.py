@@ -1,0 +1,186 @@
+import io
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console as Output
+
+from agent.config_loader import load_config
+from agent.training.console import SAVED, Console, number
+
+SPEED = "time/env_steps_per_second"
+
+
+class Screen(io.StringIO):
+    """A terminal of so many columns, and the clock on the wall."""
+
+    def __init__(self, columns: int = 80, terminal: bool = False) -> None:
+        super().__init__()
+        self.terminal, self.seconds = terminal, 0.0
+        self.output = Output(
+            file=self, width=columns, height=40, get_time=lambda: self.seconds, _environ={"TERM": "xterm"}
+        )
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+    def lines(self) -> list[str]:
+        """What was written, without control codes."""
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", self.getvalue()).replace("\r", "\n").splitlines()
+
+
+def make_console(screen: Screen, total: int = 20_000, seeds: int = 1) -> Console:
+    settings = ["env.id=CartPole-v1", f"total_env_steps={total}", f"seeds={seeds}"]
+    return Console(load_config(None, settings), screen.output)
+
+
+def row(**values: float) -> dict[str, float]:
+    """A log line's metrics."""
+    names = {"speed": SPEED, "train": "train/episode_return", "greedy": "eval/return_greedy"}
+    names |= {
+        "tau": "estimator/tau",
+        "alpha": "alpha/value",
+        "entropy": "actor/entropy",
+        "sampled": "eval/return_sampled",
+    }
+    return {names[key]: value for key, value in values.items()}
+
+
+def test_off_a_terminal_a_log_line_is_one_plain_line() -> None:
+    screen = Screen(columns=40)
+    with make_console(screen, seeds=3) as console:
+        screen.seconds = 8.0
+        learning = {"speed": 1829.6, "tau": 0.9312, "alpha": 0.0812, "entropy": 0.612}
+        console.update(2000, [row(train=value, **learning) for value in (41.0, 50.7, 80.2)])
+    assert screen.getvalue() == (
+        "env_steps 2000/20000 | return 57.3 (min 41.0, max 80.2) | tau 0.93 | alpha 0.081 | entropy 0.61"
+        " | 1830 steps/s | eta 0:01:12\n"
+    )
+
+
+def test_an_evaluation_shows_in_the_next_log_line() -> None:
+    screen = Screen()
+    with make_console(screen) as console:
+        console.update(1000, [row(greedy=120.1, sampled=90.0)])
+        assert screen.getvalue() == ""
+        screen.seconds = 1.0
+        console.update(1000, [row(speed=5.0)])
+        console.update(2000, [row(speed=5.0)])
+    assert [line.split(" | ")[1:3] for line in screen.lines()] == [["eval greedy 120.1", "eval sampled 90.0"]] * 2
+
+
+def test_a_member_without_a_new_value_keeps_its_last() -> None:
+    screen = Screen()
+    with make_console(screen, seeds=2) as console:
+        console.update(10, [row(speed=5.0, train=1.0), row(speed=5.0, train=3.0)])
+        console.update(20, [row(speed=5.0, train=5.0), row(speed=5.0)])
+        console.update(30, [row(speed=5.0, train=float("nan")), row(speed=5.0)])
+    returns = [line.split(" | ")[1] for line in screen.lines()]
+    assert returns == [f"return {text}" for text in ("2.00 (min 1.00, max 3.00)", *["4.00 (min 3.00, max 5.00)"] * 2)]
+
+
+def test_what_is_printed_is_taken_literally() -> None:
+    screen = Screen(columns=20)
+    with make_console(screen) as console:
+        console.message("[red]a path[/red] /longer/than/the/screen")
+    assert screen.getvalue() == "[red]a path[/red] /longer/than/the/screen\n"
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_a_terminal_shows_everything_in_a_panel(columns: int) -> None:
+    screen = Screen(columns, terminal=True)
+    with make_console(screen, total=1_000_000, seeds=2) as console:
+        screen.seconds = 3600.0
+        learning = {"speed": 1830.0, "tau": 0.93, "alpha": 0.081, "entropy": 0.61}
+        console.update(250_000, [row(train=-1041.5, **learning), row(train=-80.25, **learning)])
+        console.update(250_000, [row(greedy=120.1, sampled=90.0), row(greedy=480.1, sampled=100.0)])
+        console.message("a note")
+    shown = screen.lines()
+    assert "a note" in shown and max(len(line) for line in shown) <= columns
+    last = "\n".join(shown[-8:])
+    for part in (
+        "CartPole-v1 | gumbel_actor_critic",
+        "250000/1000000  25% 1:00:00 eta 3:00:00",
+        "return        -560.9 (min -1042, max -80.2)",
+        "eval greedy   300.1 (min 120.1, max 480.1)",
+        "eval sampled  95.0 (min 90.0, max 100.0)",
+        "tau 0.93  alpha 0.081  entropy 0.61  1830 steps/s",
+    ):
+        assert part in last
+
+
+def test_panel_is_taken_down_when_the_run_fails() -> None:
+    screen = Screen(terminal=True)
+    with pytest.raises(RuntimeError), make_console(screen) as console:
+        assert console.live is not None and console.live.is_started
+        raise RuntimeError
+    assert console.live and not console.live.is_started
+    assert screen.getvalue().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_forced_colour_does_not_make_a_file_a_terminal() -> None:
+    screen = Screen()
+    screen.output = Output(file=screen, force_terminal=True)
+    assert make_console(screen).live is None
+
+
+def returns(mean: float) -> dict[str, Any]:
+    return {
+        "mean": mean,
+        "std": 12.31,
+        "iqm": mean + 1,
+        "min": mean - 100,
+        "max": 500.0,
+        "returns": [mean],
+        "lengths": [9],
+    }
+
+
+def make_result(settings: dict[str, float]) -> dict[str, Any]:
+    members = [
+        {"member": i, "seed": 7 + i, "settings": settings, "greedy": returns(487.3 + i), "sampled": returns(380.0 + i)}
+        for i in range(2)
+    ]
+    return {"env_id": "CartPole-v1", "env_steps": 20_000, "wall_seconds": 42.4, "members": members}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"tau.end": 0.25, "noise_persistence": 0.5}])
+def test_final_table_has_returns_places_and_commands(settings: dict, terminal: bool, tmp_path: Path) -> None:
+    screen = Screen(100, terminal)
+    (tmp_path / "policy" / "final").mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    command = f"python evaluate.py {tmp_path} --video {tmp_path}/videos"
+    with make_console(screen) as console:
+        console.final_table(make_result(settings), tmp_path, [command])
+        assert console.live is None or not console.live.is_started  # nothing is drawn over the table
+    shown = [re.sub(r" +", " ", line).strip() for line in screen.lines()]
+    assert "CartPole-v1: 20000 env steps in 0:00:42" in shown
+    first = shown.index("0 (seed 7) greedy 487.3 ± 12.3 488.3 [487.3, 487.3] 387.3 500.0 9")
+    rest = shown[first + 1 : first + 4]
+    assert any(line.endswith("sampled 380.0 ± 12.3 381.0 [380.0, 380.0] 280.0 500.0 9") for line in rest)
+    assert any(line.startswith("1 (seed 8) greedy 488.3") for line in shown)
+    assert ("tau.end=0.25" in rest) == ("noise_persistence=0.5" in rest) == bool(settings)
+    saved = shown[shown.index(f"saved in {tmp_path}") + 1 : shown.index("next")]
+    assert saved == [f"config.yaml {SAVED['config.yaml']}", f"policy/final {SAVED['policy/final']}"]
+    assert shown[-1] == command
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (123456.7, "123457"), (1829.6, "1830"), (120.14, "120.1"), (57.349, "57.3"), (9.534, "9.53"), (-0.5, "-0.50"),
+        (0.0812, "0.081"), (0.0001, "0.0001"), (3.14e-7, "3.1e-07"), (0.0, "0"), (-0.0, "0"),
+        (float("nan"), "nan"), (float("-inf"), "-inf"),
+    ],
+)  # fmt: skip
+def test_numbers_have_about_three_digits(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_output_is_standard_output(capsys: Any) -> None:
+    with Console(load_config(None, ["env.id=CartPole-v1"])) as console:
+        console.message("hello")
+    assert capsys.readouterr() == ("hello" + os.linesep, "")

@@ -1,0 +1,67 @@
+"""Evaluation: exactly the episodes asked for, none preferred for being short."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from scripted_env import TERMINATED, Episode, ScriptedEnv
+from test_policy import make_policy
+
+import envs
+from agent import Policy
+from agent.analysis.evaluation import evaluate_members, num_parallel_envs, run_episodes, summary
+from envs import GymnasiumAdapter
+
+
+def cartpole_policy(num_members: int = 1) -> Policy:
+    space = envs.make("CartPole-v1", 1).observations.space
+    return make_policy(space, spaces.Discrete(2), num_members)
+
+
+@pytest.mark.parametrize("num_episodes", [1, 3, 10, 23])
+def test_every_member_finishes_exactly_the_episodes_asked_for(num_episodes: int) -> None:
+    env = envs.make("CartPole-v1", num_parallel_envs(2, num_episodes))
+    episodes = run_episodes(cartpole_policy(2), env, num_episodes, seed=0, sampled=True)
+    assert episodes.returns.shape == episodes.lengths.shape == (2, num_episodes)
+    assert (episodes.returns == episodes.lengths).all()  # CartPole's reward is 1 a step
+
+
+def test_same_seed_repeats_and_another_differs() -> None:
+    policy, env = cartpole_policy(), envs.make("CartPole-v1", 4)
+    first, second = (run_episodes(policy, env, 8, seed=3, sampled=True).returns for _ in range(2))
+    assert (first == second).all()
+    assert (run_episodes(policy, env, 8, seed=4, sampled=True).returns != first).any()
+
+
+def test_short_episodes_are_not_counted_more_often() -> None:
+    """One environment's episodes last 1 step, the other's 9: half of each is 5; the first twenty to end are shorter."""
+    scripts = [(Episode(length, *TERMINATED),) for length in (1, 9)]
+    env = GymnasiumAdapter(
+        SyncVectorEnv([partial(ScriptedEnv, script) for script in scripts], autoreset_mode=AutoresetMode.SAME_STEP)
+    )
+    policy = make_policy(env.observations.space, spaces.Discrete(2))
+    lengths = run_episodes(policy, env, 20, seed=0, sampled=False).lengths
+    assert lengths.mean() == 5.0
+
+
+def test_normaliser_stays_frozen() -> None:
+    policy, env = cartpole_policy(), envs.make("CartPole-v1", 2)
+    before = policy.normalizer.mean.clone()
+    run_episodes(policy, env, 4, seed=0, sampled=False)
+    assert torch.equal(policy.normalizer.mean, before)
+
+
+def test_summary_by_hand() -> None:
+    figures = summary(np.array([1.0, 2.0, 3.0, 10.0]), np.array([4, 5, 6, 7]))
+    assert (figures["mean"], figures["min"], figures["max"], figures["iqm"]) == (4.0, 1.0, 10.0, 2.5)
+    assert figures["std"] == pytest.approx(np.std([1, 2, 3, 10]))
+    assert figures["returns"] == [1.0, 2.0, 3.0, 10.0] and figures["lengths"] == [4, 5, 6, 7]
+
+
+def test_members_keep_their_number_when_selected() -> None:
+    policy, env = cartpole_policy(3).select([2]), envs.make("CartPole-v1", 2)
+    (row,) = evaluate_members(policy, env, 2, 0, ["greedy"])
+    assert (row["member"], row["seed"]) == (2, 12) and "sampled" not in row

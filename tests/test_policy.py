@@ -1,0 +1,163 @@
+"""Policies: act as the environment wants it, save and load without loss, refuse what does not fit."""
+
+import json
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import envs
+from agent import Policy, PolicyError
+from agent.policy import MemberInfo, PolicyInfo
+from envs import space_to_json
+
+
+def make_policy(
+    observation_space: gymnasium.Space, action_space: gymnasium.Space, num_members: int = 1, bins: int | None = None
+) -> Policy:
+    """An untrained policy whose weights differ from member to member."""
+    info = PolicyInfo(
+        algorithm="gumbel_actor_critic",
+        env_id="CartPole-v1",
+        env_kwargs={},
+        observation_space=space_to_json(observation_space),
+        action_space=space_to_json(action_space),
+        action_bins=bins,
+        hidden_sizes=[8],
+        normalize_obs=True,
+        members=[
+            MemberInfo(member=i, seed=10 + i, settings={}, env_steps=5, eval_return=float(i % 2))
+            for i in range(num_members)
+        ],
+    )
+    policy = Policy(info)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        policy.actor.mlp.flat.normal_(generator=generator)
+        policy.normalizer.mean.normal_(generator=generator)
+        policy.normalizer.var.uniform_(0.5, 2.0, generator=generator)
+    return policy
+
+
+OBS = spaces.Box(-1, 1, (3,))
+ACTION_SPACES = [
+    (spaces.Discrete(4), None),
+    (spaces.Discrete(3, start=5), None),
+    (spaces.MultiDiscrete([2, 3, 4]), None),
+    (spaces.MultiDiscrete([[2, 3], [4, 5]]), None),
+    (spaces.MultiBinary(3), None),
+    (spaces.Box(-2, 2, (2,)), 3),
+]
+
+
+@pytest.mark.parametrize(("space", "bins"), ACTION_SPACES, ids=[str(s) for s, _ in ACTION_SPACES])
+@pytest.mark.parametrize("sampled", [False, True])
+def test_action_lies_in_the_space_alone_and_batched(space: gymnasium.Space, bins: int | None, sampled: bool) -> None:
+    policy = make_policy(OBS, space, bins=bins)
+    obs = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    assert space.contains(policy.act(obs[0], sampled=sampled))
+    assert all(space.contains(action) for action in policy.act(obs, sampled=sampled))
+
+
+def test_batch_acts_as_one_by_one() -> None:
+    policy = make_policy(OBS, spaces.Discrete(4))
+    obs = np.random.default_rng(0).uniform(-1, 1, (20, 3)).astype(np.float32)
+    assert policy.act(obs).tolist() == [policy.act(o) for o in obs]
+    assert len(set(policy.act(obs).tolist())) > 1
+
+
+def test_dict_observations_are_understood() -> None:
+    space = spaces.Dict({"place": spaces.Discrete(3), "speed": spaces.Box(-1, 1, (2,))})
+    policy = make_policy(space, spaces.Discrete(2))
+    space.seed(0)
+    assert policy.act(space.sample()) in (0, 1)
+
+
+@pytest.mark.parametrize("member", [0, 2])
+def test_saved_member_acts_as_before(tmp_path: Path, member: int) -> None:
+    policy = make_policy(OBS, spaces.Discrete(4), num_members=3)
+    policy.save(tmp_path / "policy" / "final")
+    obs = torch.rand((3, 50, 3), generator=torch.Generator().manual_seed(0))
+    loaded = Policy.load(tmp_path, member=member)
+    assert torch.equal(loaded.choose(obs[member : member + 1])[0], policy.choose(obs)[member])
+    assert loaded.info.members[0].seed == 10 + member
+
+
+def test_best_member_is_the_one_with_the_highest_evaluation(tmp_path: Path) -> None:
+    make_policy(OBS, spaces.Discrete(4), num_members=3).save(tmp_path)
+    assert Policy.load(tmp_path).info.members[0].member == 1
+    assert Policy.load(tmp_path, member="all").num_members == 3
+
+
+def test_saving_again_replaces_the_folder_whole(tmp_path: Path) -> None:
+    make_policy(OBS, spaces.Discrete(4)).save(tmp_path / "p")
+    make_policy(OBS, spaces.Discrete(4), num_members=2).save(tmp_path / "p")
+    assert Policy.load(tmp_path / "p", member="all").num_members == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["p"]
+
+
+def test_act_of_a_population_asks_for_one_member() -> None:
+    with pytest.raises(PolicyError, match="holds 2 members; load one"):
+        make_policy(OBS, spaces.Discrete(4), num_members=2).act(np.zeros(3, np.float32))
+
+
+def test_normaliser_is_part_of_the_policy(tmp_path: Path) -> None:
+    policy = make_policy(OBS, spaces.Discrete(4))
+    policy.save(tmp_path)
+    loaded = Policy.load(tmp_path)
+    torch.testing.assert_close(loaded.normalizer.mean, policy.normalizer.mean, rtol=0, atol=0)
+    torch.testing.assert_close(loaded.normalizer.var, policy.normalizer.var, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda p: (p / "policy.json").unlink(), "no policy here"),
+        (lambda p: (p / "policy.json").write_text("{"), "policy.json: not readable as JSON"),
+        (lambda p: (p / "policy.json").write_text("[]"), "policy.json"),
+        (lambda p: (p / "policy.json").write_text("[" * 100_000), "policy.json: not readable as JSON"),
+        (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors: not readable"),
+        (lambda p: (p / "weights.safetensors").write_bytes(b"nonsense"), "weights.safetensors: not readable"),
+        (lambda p: change(p, hidden_sizes=[9]), "do not fit the networks"),
+        (lambda p: change(p, hidden_sizes=[-1]), "hidden_sizes"),
+        (lambda p: change(p, format=2), "policy.json: format"),
+        (lambda p: change(p, action_space={"type": "os.system"}), "policy.json"),
+        (lambda p: change(p, extra=1), "policy.json: extra"),
+    ],
+)
+def test_unusable_folder_is_a_clear_error(tmp_path: Path, spoil: object, message: str) -> None:
+    make_policy(OBS, spaces.Discrete(4)).save(tmp_path / "p")
+    spoil(tmp_path / "p")  # type: ignore[operator]
+    with pytest.raises(PolicyError, match=message):
+        Policy.load(tmp_path / "p")
+
+
+def change(folder: Path, **fields: object) -> None:
+    info = json.loads((folder / "policy.json").read_text())
+    (folder / "policy.json").write_text(json.dumps(info | fields))
+
+
+def test_missing_folder_and_member_are_named(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match="nowhere: no such folder"):
+        Policy.load(tmp_path / "nowhere")
+    make_policy(OBS, spaces.Discrete(4), num_members=2).save(tmp_path / "p")
+    with pytest.raises(PolicyError, match="member 2 does not exist; there are 0 to 1"):
+        Policy.load(tmp_path / "p", member=2)
+
+
+def test_policy_for_another_action_space_is_refused() -> None:
+    policy = make_policy(spaces.Box(-np.inf, np.inf, (6,)), spaces.Discrete(2))
+    env = envs.make("Acrobot-v1", 1)
+    with pytest.raises(PolicyError, match="but Acrobot-v1 has"):
+        policy.check_fits(env)
+    env.close()
+
+
+def test_environment_that_imports_a_module_is_refused_unless_asked_for() -> None:
+    policy = make_policy(OBS, spaces.Discrete(2))
+    policy.info = policy.info.model_copy(update={"env_id": "malicious:Env-v0"})
+    with pytest.raises(PolicyError, match="--env malicious:Env-v0"):
+        policy.trusted_env_id()

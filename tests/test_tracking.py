@@ -1,0 +1,318 @@
+import json
+import logging
+import os
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
+
+import numpy as np
+import pytest
+
+from agent.config import Config
+from agent.config_loader import load_config
+from agent.metrics import METRICS
+from agent.training.tracking import Tracker
+
+REPOSITORY = Path(__file__).parents[1]
+NAN, INF = float("nan"), float("inf")
+
+
+def make_config(*overrides: str) -> Config:
+    return load_config(None, ["env.id=CartPole-v1", *overrides])
+
+
+@pytest.fixture(autouse=True)
+def no_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test may find the login, or the settings, of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):
+        monkeypatch.setenv(name, str(home))
+    monkeypatch.setenv("NETRC", str(home / ".netrc"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+
+
+@pytest.fixture
+def wandb(monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+    """Stands in for the module; no login is found."""
+    module = MagicMock()
+    module.login.return_value = False
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    return module
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    path = tmp_path / "my-run"
+    path.mkdir()
+    return path
+
+
+def read_lines(run_dir: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
+
+
+def points(wandb: MagicMock) -> list[dict[str, float]]:
+    """What was logged; a step or any other argument would not be taken apart here."""
+    calls = wandb.init.return_value.log.call_args_list
+    assert all(len(call.args) == 1 and not call.kwargs for call in calls)
+    return [call.args[0] for call in calls]
+
+
+def test_every_metric_says_formula_unit_and_meaning() -> None:
+    assert all(metric.formula and metric.unit and metric.meaning for metric in METRICS.values())
+
+
+def test_each_member_gets_a_line_that_can_be_read_at_once(run_dir: Path) -> None:
+    with Tracker(run_dir, make_config("seeds=2", "wandb.mode=disabled")) as tracker:
+        tracker.write(100, [{"critic/loss": 1.5}, {"critic/loss": 2.5, "alpha/value": 0.1}])
+        assert read_lines(run_dir) == [
+            {"env_steps": 100, "member": 0, "critic/loss": 1.5},
+            {"env_steps": 100, "member": 1, "critic/loss": 2.5, "alpha/value": 0.1},
+        ]
+        tracker.write(200, [{"critic/q": np.float32(0.5)}, {}])
+        lines = read_lines(run_dir)[2:]
+    assert lines == [{"env_steps": 200, "member": 0, "critic/q": 0.5}, {"env_steps": 200, "member": 1}]
+
+
+def test_what_json_cannot_hold_becomes_null(run_dir: Path) -> None:
+    with Tracker(run_dir, make_config("wandb.mode=disabled")) as tracker:
+        tracker.write(1, [{"critic/loss": INF, "critic/q": NAN, "actor/loss": -INF}])
+    (line,) = read_lines(run_dir)
+    assert [line[name] for name in ("critic/loss", "critic/q", "actor/loss")] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("rows", "error"),
+    [
+        ([{"critic/loss": 1.0}, {"critic/lose": 1.0}], r"does not name \['critic/lose'\]"),
+        ([{"critic/loss": 1.0}], "expected 2 rows, one per member, got 1"),
+    ],
+)
+def test_our_own_mistakes_are_refused(rows: list[dict[str, float]], error: str, run_dir: Path) -> None:
+    with Tracker(run_dir, make_config("seeds=2", "wandb.mode=disabled")) as tracker:
+        with pytest.raises(AssertionError, match=error):
+            tracker.write(1, rows)
+    assert read_lines(run_dir) == []
+
+
+def test_wandb_is_told_what_the_run_is(run_dir: Path, wandb: MagicMock) -> None:
+    config = make_config("wandb.mode=offline", "wandb.tags=[a, b]", "wandb.project=p", "algorithm=reinforce")
+    Tracker(run_dir, config).close()
+    expected = {
+        "project": "p",
+        "group": "CartPole-v1",
+        "name": "my-run",
+        "job_type": "reinforce",
+        "tags": ["a", "b"],
+        "config": config.model_dump(),
+        "dir": run_dir,
+        "mode": "offline",
+    }
+    told = wandb.init.call_args.kwargs
+    assert {key: told[key] for key in expected} == expected
+    assert "monitor_gym" not in told
+    wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="env_steps")
+
+
+def test_wandb_group_and_name_can_be_set(run_dir: Path, wandb: MagicMock) -> None:
+    Tracker(run_dir, make_config("wandb.mode=offline", "wandb.group=g", "wandb.name=n")).close()
+    assert [wandb.init.call_args.kwargs[key] for key in ("group", "name")] == ["g", "n"]
+
+
+def test_wandb_shows_one_member_under_plain_names(run_dir: Path, wandb: MagicMock) -> None:
+    with Tracker(run_dir, make_config()) as tracker:
+        tracker.write(7, [{"critic/loss": 1.0, "eval/return_greedy": 3.0}])
+    assert points(wandb) == [{"env_steps": 7, "critic/loss": 1.0, "eval/return_greedy": 3.0}]
+
+
+def test_wandb_shows_members_one_by_one_and_in_aggregate(run_dir: Path, wandb: MagicMock) -> None:
+    name = "eval/return_greedy"
+    with Tracker(run_dir, make_config("seeds=3")) as tracker:
+        tracker.write(7, [{"critic/loss": 1.0, name: 2.0}, {"critic/loss": 3.0}, {name: 6.0}])
+        tracker.write(8, [{"train/episode_return": value} for value in (1.0, 4.0, 4.0)])
+    assert points(wandb)[0] == {
+        "env_steps": 7,
+        "member_0/critic/loss": 1.0,
+        "member_1/critic/loss": 3.0,
+        "critic/loss": 2.0,
+        f"member_0/{name}": 2.0,
+        f"member_2/{name}": 6.0,
+        name: 4.0,
+        f"{name}_min": 2.0,
+        f"{name}_max": 6.0,
+    }
+    assert [points(wandb)[1][f"train/episode_return{suffix}"] for suffix in ("", "_min", "_max")] == [3.0, 1.0, 4.0]
+
+
+def test_aggregates_leave_nan_out(run_dir: Path, wandb: MagicMock) -> None:
+    with Tracker(run_dir, make_config("seeds=2")) as tracker:
+        tracker.write(7, [{"critic/loss": NAN, "critic/q": NAN}, {"critic/loss": 3.0, "critic/q": NAN}])
+    (point,) = points(wandb)
+    assert point["critic/loss"] == 3.0
+    assert "critic/q" not in point and np.isnan(point["member_1/critic/q"])
+
+
+@pytest.mark.parametrize(
+    ("configured", "environment", "has_login", "expected"),
+    [
+        ("auto", "", True, "online"),
+        ("auto", "", False, "offline"),
+        ("auto", "offline", True, "offline"),
+        ("auto", "online", True, "online"),
+        ("auto", "disabled", True, "no run"),
+        ("auto", "nonsense", True, "no run"),
+        ("offline", "online", True, "offline"),
+        ("online", "disabled", True, "online"),
+        ("online", "", False, "no run"),
+        ("disabled", "online", True, "no run"),
+    ],
+)
+def test_mode_follows_config_then_environment_then_login(
+    configured: str, environment: str, has_login: bool, expected: str, run_dir: Path, wandb: MagicMock, monkeypatch: Any
+) -> None:
+    wandb.login.return_value = has_login
+    monkeypatch.setenv("WANDB_MODE", environment)
+    Tracker(run_dir, make_config(f"wandb.mode={configured}")).close()
+    assert (wandb.init.call_args.kwargs["mode"] if wandb.init.called else "no run") == expected
+
+
+def test_disabled_does_not_even_import_wandb(run_dir: Path, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # makes the import fail
+    Tracker(run_dir, make_config("wandb.mode=disabled")).close()
+    assert not caplog.records
+
+
+BREAK: dict[str, Callable[[MagicMock, Any], Any]] = {
+    "no wandb": lambda wandb, monkeypatch: monkeypatch.setitem(sys.modules, "wandb", None),
+    "no login though online": lambda wandb, monkeypatch: monkeypatch.setenv("WANDB_MODE", "online"),
+    "login": lambda wandb, monkeypatch: wandb.configure_mock(**{"login.side_effect": RuntimeError("no\nway")}),
+    "init": lambda wandb, monkeypatch: wandb.configure_mock(**{"init.side_effect": RuntimeError("no\nway")}),
+    "log": lambda wandb, monkeypatch: wandb.init.return_value.configure_mock(**{"log.side_effect": OSError("no\nway")}),
+    "finish": lambda wandb, monkeypatch: wandb.init.return_value.configure_mock(**{"finish.side_effect": OSError}),
+}
+
+
+@pytest.mark.parametrize("broken", BREAK)
+def test_a_failing_wandb_costs_one_warning_and_nothing_else(
+    broken: str, run_dir: Path, wandb: MagicMock, monkeypatch: Any, caplog: Any
+) -> None:
+    BREAK[broken](wandb, monkeypatch)
+    with Tracker(run_dir, make_config()) as tracker:
+        tracker.write(1, [{"critic/loss": 1.0}])
+        tracker.write(2, [{"critic/loss": 2.0}])
+    assert [line["critic/loss"] for line in read_lines(run_dir)] == [1.0, 2.0]
+    (warning,) = caplog.records
+    assert warning.levelno == logging.WARNING and warning.getMessage().startswith("W&B is off")
+    assert "\n" not in warning.getMessage()
+    assert wandb.init.return_value.finish.called == (broken == "finish")
+
+
+@pytest.mark.parametrize(("error", "exit_code"), [(None, 0), (KeyboardInterrupt, 1)])
+def test_wandb_learns_once_how_the_run_ended(error: Any, exit_code: int, run_dir: Path, wandb: MagicMock) -> None:
+    try:
+        with Tracker(run_dir, make_config()) as tracker:
+            if error:
+                raise error
+            tracker.close()
+    except KeyboardInterrupt:
+        pass
+    wandb.init.return_value.finish.assert_called_once_with(exit_code=exit_code)
+
+
+def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, caplog: Any, capfd: Any) -> None:
+    wandb = pytest.importorskip("wandb")
+    with Tracker(run_dir, make_config("seeds=2")) as tracker:
+        tracker.write(10, [{"critic/loss": 1.0}, {"critic/loss": 3.0}])
+        tracker.write(20, [{"eval/return_greedy": 4.0}, {"critic/loss": NAN}])
+    wandb.teardown()
+    assert not caplog.records and capfd.readouterr() == ("", "")
+    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    records = list(read_records(file))
+    first, second = (
+        {"/".join(item.nested_key): float(item.value_json) for item in record.history.item}
+        for record in records
+        if record.HasField("history")
+    )
+    expected = {"env_steps": 10, "member_0/critic/loss": 1, "member_1/critic/loss": 3, "critic/loss": 2}
+    assert expected.items() <= first.items()
+    assert second["env_steps"] == 20 and second["eval/return_greedy_max"] == 4
+    metrics = [record.metric for record in records if record.HasField("metric")]
+    assert ("*", "env_steps") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+
+
+def read_records(path: Path) -> Iterator[Any]:
+    """Records of a .wandb file: 7 bytes, then LevelDB's log: blocks of 32 KiB of (checksum, length, type, data)."""
+    parse = pytest.importorskip("wandb.proto.wandb_internal_pb2").Record.FromString
+    data, position, parts, block, header = path.read_bytes(), 7, b"", 32768, struct.Struct("<IHB")
+    while position + header.size <= len(data):
+        if (left := block - position % block) < header.size:
+            position += left  # padding
+            continue
+        _, length, kind = header.unpack_from(data, position)
+        position += header.size + length
+        parts += data[position - length : position]
+        if kind in (1, 4):  # full or last
+            yield parse(parts)
+            parts = b""
+
+
+def run_python(code: str, cwd: Path, **streams: Any) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "TERM": "xterm"}
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, timeout=60, **streams)
+
+
+@pytest.mark.parametrize("mode", ["auto", "online"])
+def test_no_login_on_a_terminal_leads_to_no_prompt(mode: str, run_dir: Path) -> None:
+    """Here wandb.init itself asks, and waits for an answer."""
+    pty = pytest.importorskip("pty")
+    pytest.importorskip("wandb")
+    code = f"""
+from pathlib import Path
+from agent.config_loader import load_config
+from agent.training.tracking import Tracker
+with Tracker(Path(), load_config(None, ["env.id=CartPole-v1", "wandb.mode={mode}"])) as tracker:
+    tracker.write(1, [{{"critic/loss": 1.0}}])
+"""
+    leader, terminal = pty.openpty()
+    try:
+        os.write(leader, b"3\n")  # what wandb would take for an answer
+        done = run_python(code, run_dir, stdin=terminal, stdout=terminal, stderr=terminal)
+        shown = os.read(leader, 65536).decode().removeprefix("3\r\n")  # the terminal's echo
+        os.set_blocking(terminal, False)
+        assert os.read(terminal, 10) == b"3\n"  # nobody has read it
+    finally:
+        os.close(leader)
+        os.close(terminal)
+    assert done.returncode == 0 and read_lines(run_dir)[0]["critic/loss"] == 1.0
+    assert shown == "" if mode == "auto" else shown.startswith("W&B is off") and shown.count("\n") == 1
+    assert len(list(run_dir.glob("wandb/offline-run-*"))) == (mode == "auto")
+
+
+@pytest.mark.parametrize("source", ["nowhere", "environment", "netrc"])
+def test_login_is_found_without_network(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        host = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://{host}")
+        if source == "environment":
+            monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        if source == "netrc":
+            Path(os.environ["NETRC"]).write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
+        code = "import wandb; from agent.training.tracking import mode_by_login; print(mode_by_login(wandb, 'auto'))"
+        done = run_python(code, tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):  # nobody has called
+            server.accept()
+    assert (done.stdout.strip(), done.stderr) == ("offline" if source == "nowhere" else "online", "")

@@ -1,0 +1,163 @@
+"""A whole run: what it leaves behind, that it repeats bit for bit, that it learns."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from agent import Policy
+from agent.config import Config, ConfigError
+from agent.config_loader import load_config
+from agent.metrics import METRICS
+from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
+from agent.training.trainer import train
+from envs import Step, UserError
+
+SHORT = [
+    "env.id=CartPole-v1",
+    "total_env_steps=300",
+    "learning_starts=100",
+    "batch_size=16",
+    "hidden_sizes=[8]",
+    "seeds=2",
+    "evaluation.every_env_steps=100",
+    "evaluation.episodes=2",
+    "evaluation.final_episodes=3",
+    "log_every_env_steps=50",
+    "reinforce.rollout_steps=64",
+    "wandb.mode=disabled",
+]
+
+
+def short(run_dir: Path, *overrides: str) -> Config:
+    return load_config(None, [*SHORT, f"run_dir={run_dir}", *overrides])
+
+
+def metrics(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_run_folder_holds_everything(tmp_path: Path, algorithm: str) -> None:
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}"))
+    assert load_config(run / "config.yaml") == short(run, f"algorithm={algorithm}")
+    result = json.loads((run / "result.json").read_text())
+    assert (result["env_id"], result["env_steps"], len(result["members"])) == ("CartPole-v1", 300, 2)
+    for i, member in enumerate(result["members"]):
+        assert (member["member"], member["seed"]) == (i, i)
+        assert len(member["greedy"]["returns"]) == len(member["sampled"]["lengths"]) == 3
+    for weights in ("final", "best"):
+        assert Policy.load(run, member="all", weights=weights).num_members == 2
+
+
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_metrics_are_documented_finite_and_per_member(tmp_path: Path, algorithm: str) -> None:
+    rows = metrics(train(short(tmp_path / "run", f"algorithm={algorithm}")))
+    names = {name for row in rows for name in row} - {"env_steps", "member"}
+    expected = {"train/episode_return", "eval/return_greedy", "actor/entropy", "time/env_steps_per_second"}
+    of_critic = {"critic/loss", "critic/q", "alpha/value", "estimator/tau", "actor/grad_norm"}
+    assert expected <= names <= METRICS.keys()
+    assert (of_critic <= names) == (algorithm == "gumbel_actor_critic")
+    assert all(value is not None and np.isfinite(value) for row in rows for value in row.values())
+    evaluated = [(row["env_steps"], row["member"]) for row in rows if "eval/return_greedy" in row]
+    assert evaluated == [(step, member) for step in (100, 200, 300) for member in (0, 1)]
+
+
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_same_seed_gives_bit_identical_metrics_and_weights(tmp_path: Path, algorithm: str) -> None:
+    runs = [train(short(tmp_path / name, f"algorithm={algorithm}")) for name in ("a", "b")]
+    first, second = (
+        [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(run)] for run in runs
+    )
+    assert first == second
+    weights = [(run / "policy" / "final" / "weights.safetensors").read_bytes() for run in runs]
+    assert weights[0] == weights[1]
+
+
+def test_another_seed_gives_another_run(tmp_path: Path) -> None:
+    runs = [train(short(tmp_path / str(seed), f"seed={seed}")) for seed in (0, 1)]
+    returns = [[row.get("eval/return_sampled") for row in metrics(run)] for run in runs]
+    assert returns[0] != returns[1]
+
+
+def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
+    run = train(short(tmp_path / "run"))
+    for member in Policy.load(run, member="all", weights="best").info.members:
+        rows = [r for r in metrics(run) if r["member"] == member.member and "eval/return_greedy" in r]
+        assert member.eval_return == max(r["eval/return_greedy"] for r in rows)
+        assert member.env_steps == max(r["env_steps"] for r in rows if r["eval/return_greedy"] == member.eval_return)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["env.id=Taxi-v4"],
+        ["env.id=Acrobot-v1", "env.num_envs=3"],
+        ["env.id=MountainCarContinuous-v0", "env.action_bins=3"],
+        ["env.id=Acrobot-v1", "critic.structure=joint", "estimator.name=score_function", "critic.layer_norm=true"],
+        ["estimator.name=exact", "critic.reduce=min", "critic.entropy_in_target=true", "n_step=1"],
+        ["env.vectorization_mode=sync", "sweep={tau.start: [2.0, 0.5], learning_rate: [0.01]}", "seeds=1"],
+        ["algorithm=reinforce", "env.num_envs=2", "reinforce.baseline=false", "reinforce.normalize_returns=false"],
+        ["updates_per_step=0.3", "normalize_obs=false", "tau.schedule=cosine", "target_entropy.schedule=exponential"],
+    ],
+    ids=lambda overrides: " ".join(overrides),
+)
+def test_settings_train_to_the_end(tmp_path: Path, overrides: list[str]) -> None:
+    run = train(short(tmp_path / "run", "evaluation.every_env_steps=300", "evaluation.final_episodes=1", *overrides))
+    assert (run / "result.json").is_file()
+
+
+def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
+    run = train(short(tmp_path / "run"))
+    before = (run / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(short(tmp_path / "run"))
+    assert (run / "metrics.jsonl").read_bytes() == before
+
+
+def test_wrong_environment_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Pendulum-v1 has action space"):
+        train(short(tmp_path / "run", "env.id=Pendulum-v1"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_actor_critic_learns_cartpole(tmp_path: Path) -> None:
+    """Untrained policies score about 9 to 20; seeds 0 and 1 are far above 200 after 4000 steps."""
+    overrides = ["total_env_steps=4000", "learning_starts=500", "batch_size=64", "hidden_sizes=[64, 64]"]
+    run = train(short(tmp_path / "run", "evaluation.every_env_steps=4000", "evaluation.final_episodes=10", *overrides))
+    for member in json.loads((run / "result.json").read_text())["members"]:
+        assert member["greedy"]["mean"] > 200
+
+
+def test_milestones_are_met_once_each_and_at_the_end() -> None:
+    due = Milestones(every=10, total=25, parts=1)
+    assert [steps for steps in range(2, 27, 2) if due.passed(steps)] == [10, 20, 26]
+    assert Milestones(None, total=200, parts=20).every == 10
+
+
+def test_episode_statistics_by_hand() -> None:
+    statistics = EpisodeStatistics(1, 2, torch.device("cpu"))
+    obs = torch.zeros(1, 2, 1)
+
+    def step(rewards: list[float], done: list[bool], valid: list[bool]) -> None:
+        flags = [torch.tensor([x]) for x in (done, [False, False], valid)]
+        statistics.update(Step(obs, torch.tensor([rewards]), flags[0], flags[1], obs, flags[2]))
+
+    step([1.0, 5.0], [False, True], [True, True])
+    step([2.0, 100.0], [True, True], [True, False])  # the second environment's filler counts for nothing
+    step([7.0, 7.0], [False, False], [True, True])
+    read = statistics.read()
+    assert read["train/episode_return"][0] == 4.0 and read["train/episode_length"][0] == 1.5
+    assert np.isnan(statistics.read()["train/episode_return"][0])
+
+
+def test_metric_means_average_since_the_last_read() -> None:
+    means = MetricMeans()
+    for value in (1.0, 3.0):
+        means.add({"critic/loss": torch.tensor([value, 10 * value])})
+    assert means.count == 2
+    assert means.read()["critic/loss"].tolist() == [2.0, 20.0]
+    assert means.read() == {} and means.count == 0
