@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from agent import losses
 from agent.action_space import ActionSpace
-from agent.config import Config, ScheduleConfig
+from agent.config import Config, ConfigError, ScheduleConfig
 from agent.estimators import ESTIMATORS, gumbel_noise, hard_sample
 from agent.exploration import PersistentGumbelNoise
 from agent.networks import Actor, JointCritic, PerActionCritic, member_generators
@@ -71,6 +71,11 @@ class GumbelActorCritic:
         if self.reduce == "auto":
             self.reduce = "mean" if self.critics.is_linear else "min"
         self.estimator = ESTIMATORS[config.estimator.name]
+        if self.estimator.needs_linear_critic and not self.critics.is_linear:
+            raise ConfigError(
+                f"estimator.name={config.estimator.name} needs critic.structure=per_action: with "
+                f"{actions.num_factors} action factors 'auto' means joint, which has no sum over actions"
+            )
 
         self.per_member: Callable[[str], Tensor] = lambda key: torch.tensor(config.per_member(key), device=device)
         self.gamma, self.learning_rate = self.per_member("gamma"), self.per_member("learning_rate")

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
+NUM_DRAWS = 4  # of a slot, before falling back: one in 2^4 misses even where all episodes last one step
+
 
 class Batch(NamedTuple):
     """Sampled transitions. `discount` is gamma^m (1 - terminated): n-step, end of task and time limit in one number."""
@@ -91,18 +93,20 @@ class Replay:
     def _draw_starts(self, batch_size: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
         """Slots that start a transition [P, B], and their environments.
 
-        Three draws, the first that starts a transition counts; after three misses, the slot before: the slot that
-        starts nothing follows an episode's last step.
+        The first of these that starts one: four uniform draws; the slot before the first draw, which starts nothing
+        because it follows an episode's last step; the newest transition, which lies one slot back, or two after an end.
         """
         num_members, num_envs = self.newest.shape
-        shape = (3, num_members, batch_size)
-        u = torch.rand((2, *shape), device=self.newest.device, dtype=torch.float64, generator=generator)
+        shape = (2, NUM_DRAWS, num_members, batch_size)
+        u = torch.rand(shape, device=self.newest.device, dtype=torch.float64, generator=generator)
         env = (u[0] * num_envs).long()
-        first_row, newest, filled = (
-            x.expand(3, -1, -1).gather(2, env) for x in (self.first_row, self.newest, self.num_filled)
+        newest, filled, first_row = (
+            x.expand(NUM_DRAWS, -1, -1).gather(2, env) for x in (self.newest, self.num_filled, self.first_row)
         )
-        slot = (newest - 1 - (u[1] * filled).long()) % self.num_slots
-        starts = self.outcome[first_row + slot, 2] > 0
-        choice = torch.where(starts[0], 0, torch.where(starts[1], 1, 2)).unsqueeze(0)
-        slot, env, starts = (x.gather(0, choice).squeeze(0) for x in (slot, env, starts))
-        return torch.where(starts, slot, (slot - 1) % self.num_slots), env
+        drawn = (newest - 1 - (u[1] * filled).long()) % self.num_slots
+        others = torch.stack([drawn[0] - 1, newest[0] - 1, newest[0] - 2]) % self.num_slots
+        row = torch.cat([first_row + drawn, first_row[:1] + others])
+        slot, env = torch.cat([drawn, others]), torch.cat([env, env[:1].expand(3, -1, -1)])
+        preference = torch.arange(len(slot), 0, -1, device=slot.device).view(-1, 1, 1)
+        choice = (self.outcome[row, 2] * preference).argmax(0, keepdim=True)
+        return slot.gather(0, choice).squeeze(0), env.gather(0, choice).squeeze(0)

@@ -124,7 +124,7 @@ def read_curves(path: Path) -> dict[int, Curve]:
             except json.JSONDecodeError:
                 continue
             if row.get("eval/return_greedy") is not None:
-                returns[row["member"]][row["env_steps"]] = row["eval/return_greedy"]
+                returns[row["member"]][row["env_steps"]] = float(row["eval/return_greedy"])
     return {member: to_curve(values) for member, values in returns.items()}
 
 

@@ -1,0 +1,234 @@
+"""The update: what moves what, what the target is made of, and values that are known beforehand."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Generator, Tensor
+
+import envs
+from agent.action_space import ActionSpace
+from agent.config import Config
+from agent.config_loader import load_config
+from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.normalizer import ObservationNormalizer
+from agent.replay import Batch
+
+PROGRESS = torch.tensor(0.25)
+
+
+def make_agent(*overrides: str, num_choices: tuple[int, ...] = (3,), obs_size: int = 4) -> GumbelActorCritic:
+    config = load_config(None, ["env.id=Test-v0", "hidden_sizes=[16]", "batch_size=8", *overrides])
+    normalizer = ObservationNormalizer(len(config.members()), torch.zeros(obs_size, dtype=torch.bool), enabled=False)
+    generator = Generator().manual_seed(3)
+    return GumbelActorCritic(config, obs_size, ActionSpace(num_choices), normalizer, generator=generator)
+
+
+def make_batch(agent: GumbelActorCritic, generator: Generator, size: int = 8) -> Batch:
+    shape = (agent.num_members, size)
+    action = [torch.randint(n, shape, generator=generator) for n in agent.actions.num_choices]
+    obs, next_obs = (torch.randn(*shape, 4, generator=generator) for _ in range(2))
+    reward, discount = torch.randn(shape, generator=generator), torch.full(shape, 0.9)
+    return Batch(obs, torch.stack(action, -1), reward, discount, next_obs)
+
+
+def parameters(agent: GumbelActorCritic) -> dict[str, Tensor]:
+    networks = {
+        "actor": agent.actor.mlp,
+        "critics": agent.critics.mlp,
+        "targets": agent.target_critics.mlp,
+        "evaluated": agent.evaluated_actor.mlp,
+    }
+    return {name: mlp.flat.detach().clone() for name, mlp in networks.items()} | {"alpha": agent.log_alpha.clone()}
+
+
+def td_targets(agent: GumbelActorCritic, batch: Batch, noise_seed: int = 0) -> Tensor:
+    agent.generator = Generator().manual_seed(noise_seed)
+    return agent.update(batch, PROGRESS, agent.draw_noise(batch.reward.shape[1]))["critic/td_target"]
+
+
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+@pytest.mark.parametrize("estimator", ["straight_through_gumbel_softmax", "score_function", "exact"])
+@pytest.mark.parametrize("num_choices", [(3,), (3, 2)])
+def test_every_combination_moves_every_network(
+    structure: str, estimator: str, num_choices: tuple[int, ...], generator: Generator
+) -> None:
+    if (structure, estimator) == ("joint", "exact"):
+        pytest.raises(ValueError, make_agent, f"critic.structure={structure}", f"estimator.name={estimator}")
+        return
+    overrides = [f"critic.structure={structure}", f"estimator.name={estimator}", "critic.layer_norm=true"]
+    agent = make_agent(*overrides, num_choices=num_choices)
+    before = parameters(agent)
+    metrics = agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    for name, value in parameters(agent).items():
+        assert value.isfinite().all() and not torch.equal(value, before[name]), name
+    assert all(value.shape == (1,) and value.isfinite().all() for value in metrics.values())
+
+
+def test_exact_with_several_factors_and_an_automatic_critic_is_refused() -> None:
+    with pytest.raises(ValueError, match="estimator.name=exact needs critic.structure=per_action"):
+        make_agent("estimator.name=exact", num_choices=(3, 2))
+
+
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+def test_actor_loss_moves_no_critic_and_critic_loss_no_actor(structure: str, generator: Generator) -> None:
+    agent = make_agent(f"critic.structure={structure}")
+    batch = make_batch(agent, generator)
+    encoded = agent.critics.encode(batch.obs)
+    action = torch.zeros(1, 8, 1, 3).index_fill_(3, torch.tensor(1), 1.0).requires_grad_()
+    objective = agent.critics.frozen_q(encoded.detach(), action).sum()
+    gradients = torch.autograd.grad(
+        objective, [action, agent.critics.mlp.flat, agent.actor.mlp.flat], allow_unused=True
+    )
+    assert gradients[0].abs().sum() > 0 and gradients[1] is None and gradients[2] is None
+    loss = agent.critics.q(encoded, action.detach()).sum()
+    assert torch.autograd.grad(loss, [agent.critics.mlp.flat, agent.actor.mlp.flat], allow_unused=True)[1] is None
+
+
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+def test_target_comes_from_the_target_critics(structure: str, generator: Generator) -> None:
+    targets = {}
+    for disturbed in ("none", "critics", "target_critics"):
+        agent = make_agent(f"critic.structure={structure}")
+        batch = make_batch(agent, Generator().manual_seed(5))
+        if disturbed != "none":
+            with torch.no_grad():
+                getattr(agent, disturbed).mlp.flat.add_(0.3)
+        targets[disturbed] = td_targets(agent, batch)
+    assert torch.equal(targets["none"], targets["critics"])
+    assert not torch.equal(targets["none"], targets["target_critics"])
+
+
+def test_no_bootstrap_where_the_discount_is_zero(generator: Generator) -> None:
+    agent = make_agent()
+    batch = make_batch(agent, generator)._replace(discount=torch.zeros(1, 8))
+    torch.testing.assert_close(td_targets(agent, batch), batch.reward.mean(-1))
+
+
+def test_entropy_enters_the_target_only_when_asked(generator: Generator) -> None:
+    plain, soft = make_agent(), make_agent("critic.entropy_in_target=true")
+    batch = make_batch(plain, generator)
+    entropy = np.log(3)  # a fresh policy is uniform within a hundredth
+    difference = td_targets(soft, batch) - td_targets(plain, batch)
+    torch.testing.assert_close(difference, torch.tensor([0.9 * 1.0 * entropy]).float(), rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(("target", "sign"), [(0.0, -1), (0.99999, 1)])
+def test_alpha_moves_the_entropy_towards_its_target(target: float, sign: int, generator: Generator) -> None:
+    agent = make_agent("target_entropy.schedule=constant", f"target_entropy.start={target}")
+    with torch.no_grad():  # a policy that is neither uniform nor certain
+        agent.actor.mlp.flat.mul_(100)
+    before = agent.log_alpha.clone()
+    agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    assert (agent.log_alpha - before).sign().item() == sign
+
+
+def test_alpha_stays_within_its_limits(generator: Generator) -> None:
+    agent = make_agent("alpha.learning_rate=10", "alpha.min=0.5", "target_entropy.start=0", "target_entropy.end=0")
+    agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    assert agent.log_alpha.exp().item() == pytest.approx(0.5)
+
+
+def test_tau_anneals_and_does_not_change_the_drawn_actions() -> None:
+    agent = make_agent("tau.schedule=linear", "tau.start=2", "tau.end=1", "tau.fraction=1")
+    assert agent.schedule("tau", agent.config.tau, torch.tensor(0.5)).item() == 1.5
+    obs = torch.randn(1, 1, 4)
+    agent.num_env_steps = 10_000
+    actions = [agent.explore(obs).item() for _ in range(20)]
+    other = make_agent("tau.start=0.01")
+    other.num_env_steps = 10_000
+    assert [other.explore(obs).item() for _ in range(20)] == actions
+
+
+def test_updates_keep_pace_with_environment_steps(generator: Generator) -> None:
+    agent = make_agent("updates_per_step=0.5", "learning_starts=10", "env.num_envs=3")
+    obs, flag = torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool)
+    updates = 0
+    for _ in range(14):  # 42 steps, of which the last 30 come after the first ten (12, in threes)
+        action = agent.explore(obs)
+        agent.observe(obs, action, envs.Step(obs, torch.zeros(1, 3), flag, flag, obs, ~flag))
+        updates += len(list(agent.learn(PROGRESS)))
+    assert updates == 0.5 * 33 // 1
+
+
+def test_first_actions_are_uniform_whatever_the_policy() -> None:
+    agent = make_agent("learning_starts=100000", "noise_persistence=0", num_choices=(3, 2))
+    with torch.no_grad():
+        agent.actor.mlp.flat.add_(5.0 * torch.randn(agent.actor.mlp.flat.shape, generator=Generator().manual_seed(0)))
+    actions = torch.stack([agent.explore(torch.zeros(1, 1, 4))[0, 0] for _ in range(3000)])
+    for k, n in enumerate((3, 2)):
+        frequency = actions[:, k].bincount(minlength=n) / 3000
+        assert len(frequency) == n and ((frequency - 1 / n).abs() < 5 * (1 / n / 3000) ** 0.5).all()
+
+
+def learn_probe(
+    name: str, *overrides: str, truncation_ends_the_task: bool = False, steps: int = 600
+) -> GumbelActorCritic:
+    """Trains on a probe environment; returns the agent."""
+    settings = [
+        "hidden_sizes=[32]",
+        "batch_size=32",
+        "learning_starts=50",
+        "gamma=0.8",
+        "n_step=1",
+        "updates_per_step=0.5",
+    ]
+    config: Config = load_config(None, [f"env.id={name}", "env.num_envs=2", *settings, *overrides])
+    env = envs.make(name, 2)
+    normalizer = ObservationNormalizer(1, torch.ones(env.observations.size, dtype=torch.bool))
+    generator = Generator().manual_seed(0)
+    agent = GumbelActorCritic(
+        config, env.observations.size, ActionSpace(env.actions.num_choices), normalizer, generator=generator
+    )
+    obs = env.reset(0).unsqueeze(0)
+    for step_number in range(steps):
+        action = agent.explore(obs)
+        step = envs.Step(*(x.unsqueeze(0) for x in env.step(action[0])))
+        if truncation_ends_the_task:
+            step = step._replace(terminated=step.terminated | step.truncated)
+        agent.observe(obs, action, step)
+        list(agent.learn(torch.tensor(step_number / steps)))
+        obs = step.obs
+    env.close()
+    return agent
+
+
+def q_values(agent: GumbelActorCritic, obs: list[float]) -> Tensor:
+    """Mean of the critics at each choice of the one factor, [observations, N]."""
+    batch = torch.tensor(obs).view(1, -1, 1)
+    encoded = agent.critics.encode(batch)
+    choices = torch.eye(agent.actions.width)
+    values = [agent.critics.q(encoded, c.expand(1, len(obs), 1, -1)).mean(0)[0] for c in choices]
+    return torch.stack(values, -1).detach()
+
+
+@pytest.mark.parametrize(
+    ("name", "obs", "value"),
+    [
+        ("Probe/ConstantReward-v0", [0.0], [[1.0]]),
+        ("Probe/RewardFromObs-v0", [-1.0, 1.0], [[-1.0], [1.0]]),
+        ("Probe/DelayedReward-v0", [0.0, 1.0], [[0.8], [1.0]]),
+        ("Probe/Choice-v0", [0.0], [[-1.0, 1.0]]),
+        ("Probe/ChoiceFromObs-v0", [-1.0, 1.0], [[1.0, -1.0], [-1.0, 1.0]]),
+        ("Probe/TimeLimit-v0", [0.0], [[5.0]]),
+    ],
+)
+def test_probe_has_its_known_value(name: str, obs: list[float], value: list) -> None:
+    check_probe(learn_probe(name), obs, value)
+
+
+def test_joint_critic_learns_the_choice_that_depends_on_the_observation() -> None:
+    agent = learn_probe("Probe/ChoiceFromObs-v0", "critic.structure=joint")
+    check_probe(agent, [-1.0, 1.0], [[1.0, -1.0], [-1.0, 1.0]])
+
+
+def check_probe(agent: GumbelActorCritic, obs: list[float], value: list) -> None:
+    torch.testing.assert_close(q_values(agent, obs), torch.tensor(value), rtol=0.08, atol=0.15)
+    if agent.actions.width > 1:
+        greedy = agent.evaluated_actor(torch.tensor(obs).view(1, -1, 1)).argmax(-1).flatten().tolist()
+        assert greedy == [int(np.argmax(v)) for v in value]
+
+
+def test_a_time_limit_taken_for_the_end_of_the_task_gives_the_wrong_value() -> None:
+    """Negative control of the probe: the value then stays below 1 / (1 - gamma) = 5 by more than the tolerance."""
+    agent = learn_probe("Probe/TimeLimit-v0", truncation_ends_the_task=True)
+    assert q_values(agent, [0.0]).item() < 4.5

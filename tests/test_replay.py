@@ -1,0 +1,162 @@
+"""Replay: windows by hand, and every sample held against a plain list."""
+
+import pytest
+import torch
+from torch import Generator, Tensor
+
+from agent.replay import Batch, Replay
+
+GAMMA = 0.5
+
+
+class Recorder:
+    """Feeds a replay of one member and one factor with steps whose observation says where they are."""
+
+    def __init__(self, num_envs: int = 1, capacity: int = 100) -> None:
+        self.replay = Replay(1, num_envs, capacity, obs_size=2, num_factors=1)
+        self.num_envs = num_envs
+
+    def add(self, obs: list, reward: list, terminated: list, truncated: list, next_obs: list, valid: list) -> None:
+        action = torch.tensor([[[int(o[1]) % 3] for o in obs]])
+        tensors = [torch.tensor([x], dtype=torch.float32) for x in (obs, reward, next_obs)]
+        flags = [torch.tensor([x]) for x in (terminated, truncated, valid)]
+        self.replay.add(tensors[0], action, tensors[1], flags[0], flags[1], tensors[2], flags[2])
+
+    def episode(self, number: int, length: int, *, terminated: bool, unfinished: bool = False) -> None:
+        """Step t of an episode: observation [number, t], reward 10^t."""
+        for t in range(length):
+            last = t == length - 1 and not unfinished
+            ends = (terminated and last, not terminated and last)
+            self.add([[number, t]], [10.0**t], [ends[0]], [ends[1]], [[number, t + 1]], [True])
+
+
+def rows(batch: Batch) -> set[tuple[float, ...]]:
+    """(episode, step) -> (return, discount, step of the successor), as rows."""
+    columns = [batch.obs, batch.reward.unsqueeze(-1), batch.discount.unsqueeze(-1), batch.next_obs[..., 1:]]
+    return {tuple(round(x, 5) for x in row.tolist()) for row in torch.cat(columns, -1)[0]}
+
+
+def sample(replay: Replay, n_step: int, generator: Generator, size: int = 3000) -> Batch:
+    return replay.sample(size, n_step, torch.tensor([GAMMA]), generator)
+
+
+def test_one_step_transitions_by_hand(generator: Generator) -> None:
+    recorder = Recorder()
+    recorder.episode(0, 2, terminated=True)
+    recorder.episode(1, 2, terminated=False)
+    assert rows(sample(recorder.replay, 1, generator)) == {
+        (0, 0, 1.0, 0.5, 1), (0, 1, 10.0, 0.0, 2),
+        (1, 0, 1.0, 0.5, 1), (1, 1, 10.0, 0.5, 2),  # the time limit bootstraps
+    }  # fmt: skip
+
+
+def test_three_step_windows_end_with_the_episode_and_at_the_newest_step(generator: Generator) -> None:
+    recorder = Recorder()
+    recorder.episode(0, 4, terminated=True)
+    recorder.episode(1, 1, terminated=False)
+    recorder.episode(2, 2, terminated=True, unfinished=True)
+    assert rows(sample(recorder.replay, 3, generator)) == {
+        (0, 0, 1 + 5 + 25, 0.125, 3),  # a whole window
+        (0, 1, 10 + 50 + 250, 0.0, 4),  # ends with the task
+        (0, 2, 100 + 500, 0.0, 4),
+        (0, 3, 1000, 0.0, 4),
+        (1, 0, 1.0, 0.5, 1),  # cut by the time limit: bootstraps, does not run into episode 2
+        (2, 0, 1 + 5, 0.25, 2),  # the newest steps bootstrap early
+        (2, 1, 10, 0.5, 2),
+    }  # fmt: skip
+
+
+def test_filler_steps_leave_no_trace(generator: Generator) -> None:
+    plain, with_fillers = Recorder(), Recorder()
+    for number in range(3):
+        for recorder in (plain, with_fillers):
+            recorder.episode(number, 2, terminated=True)
+        with_fillers.add([[number, 2]], [0.0], [False], [False], [[number + 1, 0]], [False])
+    results = [rows(sample(r.replay, 3, generator)) for r in (plain, with_fillers)]
+    assert results[0] == results[1]
+
+
+def test_gamma_is_per_member(generator: Generator) -> None:
+    replay = Replay(2, 1, 10, obs_size=1, num_factors=1)
+    for t in range(2):
+        obs, one, no = torch.full((2, 1, 1), float(t)), torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.bool)
+        replay.add(obs, torch.zeros(2, 1, 1, dtype=torch.int64), one, no, no, obs + 1, ~no)
+    batch = replay.sample(50, 2, torch.tensor([0.5, 0.9]), generator)
+    first = batch.obs[..., 0] == 0
+    torch.testing.assert_close(batch.reward[0][first[0]].unique(), torch.tensor([1.5]))
+    torch.testing.assert_close(batch.discount[1][first[1]].unique(), torch.tensor([0.81]))
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+def test_every_sample_is_a_true_transition_however_often_the_ring_wraps(n_step: int, generator: Generator) -> None:
+    """Two environments with episodes of 1 to 6 steps and fillers, 12 slots each: against a dictionary of what was."""
+    recorder = Recorder(num_envs=2, capacity=24)
+    truth: dict[tuple[float, float], tuple[float, bool]] = {}  # (episode, step) -> reward, terminated
+    lengths: dict[float, int] = {}
+    position, pending = [[0.0, 0.0], [1000.0, 0.0]], [False, False]
+    for number in range(400):
+        obs, reward, terminated, truncated, next_obs, valid = [], [], [], [], [], []
+        for e in range(2):
+            episode, t = position[e]
+            ends = not pending[e] and bool(torch.rand((), generator=generator) < 0.3)
+            task_ends = ends and bool(torch.rand((), generator=generator) < 0.5)
+            obs.append([episode, t])
+            reward.append(float(number))
+            terminated.append(task_ends)
+            truncated.append(ends and not task_ends)
+            next_obs.append([episode + 1, 0.0] if pending[e] else [episode, t + 1])
+            valid.append(not pending[e])
+            if pending[e]:
+                position[e] = [episode + 1, 0.0]
+            else:
+                truth[episode, t] = (float(number), task_ends)
+                lengths[episode] = int(t) + 1
+                position[e] = [episode, t + 1]
+            pending[e] = ends
+        recorder.add(obs, reward, terminated, truncated, next_obs, valid)
+        if number % 7 == 0 and number:
+            check_against_truth(sample(recorder.replay, n_step, generator, 40), n_step, truth, lengths)
+
+
+def check_against_truth(batch: Batch, n_step: int, truth: dict, lengths: dict) -> None:
+    for b in range(batch.obs.shape[1]):
+        episode, t = batch.obs[0, b].tolist()
+        assert int(batch.action[0, b, 0]) == int(t) % 3
+        length = min(n_step, lengths[episode] - int(t))
+        steps = [truth[episode, t + i] for i in range(length)]
+        assert batch.reward[0, b] == pytest.approx(sum(GAMMA**i * r for i, (r, _) in enumerate(steps)))
+        assert batch.discount[0, b] == pytest.approx(GAMMA**length * (not steps[-1][1]))
+        assert batch.next_obs[0, b].tolist() == [episode, t + length]
+
+
+def frequencies(values: Tensor) -> Tensor:
+    return values.unique(return_counts=True)[1].float()
+
+
+def test_transitions_are_drawn_uniformly(generator: Generator) -> None:
+    """Chi-square over 11 transitions ; 45.1 is exceeded once in 2e6, none starts at a boundary."""
+    recorder = Recorder(capacity=100)
+    recorder.episode(0, 8, terminated=True)
+    recorder.episode(1, 3, terminated=False)
+    batch = sample(recorder.replay, 1, generator, 110_000)
+    counts = frequencies(batch.obs[0, :, 0] * 100 + batch.obs[0, :, 1])
+    assert len(counts) == 11
+    assert ((counts - 10_000) ** 2 / 10_000).sum() < 45.1
+
+
+def test_one_step_episodes_are_sampled_too(generator: Generator) -> None:
+    recorder = Recorder(capacity=20)
+    for number in range(30):
+        recorder.episode(number, 1, terminated=True)
+    batch = sample(recorder.replay, 3, generator)
+    assert (batch.discount == 0).all() and (batch.reward == 1).all()
+    assert batch.obs[0, :, 0].unique().tolist() == list(map(float, range(20, 30)))
+
+
+def test_binary_observations_are_kept_as_bytes(generator: Generator) -> None:
+    replay = Replay(1, 1, 10, obs_size=3, num_factors=1, obs_dtype=torch.uint8)
+    obs, no = torch.tensor([[[0.0, 1.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.bool)
+    replay.add(obs, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1), no, no, obs.flip(-1) + obs, ~no)
+    batch = replay.sample(4, 1, torch.tensor([0.9]), generator)
+    assert replay.obs.dtype == torch.uint8 and batch.obs.dtype == torch.float32
+    assert batch.obs[0, 0].tolist() == [0.0, 1.0, 0.0] and batch.next_obs[0, 0].tolist() == [0.0, 2.0, 0.0]

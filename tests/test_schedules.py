@@ -1,0 +1,28 @@
+"""Schedules by hand."""
+
+import pytest
+import torch
+
+from agent.schedules import scheduled
+
+START, END = torch.tensor([4.0, 1.0]), torch.tensor([1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "progress", "value"),
+    [
+        ("constant", 0.0, 4.0), ("constant", 1.0, 4.0),
+        ("linear", 0.0, 4.0), ("linear", 0.25, 2.5), ("linear", 0.5, 1.0), ("linear", 1.0, 1.0),
+        ("exponential", 0.0, 4.0), ("exponential", 0.25, 2.0), ("exponential", 0.5, 1.0), ("exponential", 0.9, 1.0),
+        ("cosine", 0.0, 4.0), ("cosine", 0.25, 2.5), ("cosine", 0.5, 1.0), ("cosine", 0.7, 1.0),
+        ("cosine", 0.125, 1 + 3 * (1 + 0.5**0.5) / 2),
+    ],
+)  # fmt: skip
+def test_value_by_hand_when_it_moves_over_half_the_run(schedule: str, progress: float, value: float) -> None:
+    result = scheduled(schedule, START, END, torch.tensor(progress), fraction=0.5)
+    torch.testing.assert_close(result, torch.tensor([value, 1.0]))
+
+
+def test_unknown_schedule_is_an_error() -> None:
+    with pytest.raises(ValueError, match="unknown schedule 'step'"):
+        scheduled("step", START, END, torch.tensor(0.0), 1.0)

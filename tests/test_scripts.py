@@ -1,0 +1,160 @@
+"""The three scripts as a user calls them: exit codes, messages, and nothing but JSON where JSON is asked for."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import compare
+import evaluate
+import train
+
+SHORT = [
+    "env.id=CartPole-v1", "total_env_steps=200", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]", "seeds=2",
+    "evaluation.episodes=1", "evaluation.final_episodes=2", "wandb.mode=disabled",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scripts") / "run"
+    assert train.main([*SHORT, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_train_ends_with_the_table_the_places_and_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*SHORT, f"run_dir={tmp_path / 'run'}"]) == 0
+    out = capsys.readouterr().out
+    for text in ("greedy", "sampled", f"saved in {tmp_path / 'run'}", "python evaluate.py", "python compare.py"):
+        assert text in out
+
+
+def test_print_config_prints_yaml_and_trains_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert train.main(["env.id=CartPole-v1", "--print-config", "tau.start=2"]) == 0
+    assert "start: 2.0" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_evaluate_json_is_one_object_and_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--member", "all", "--episodes", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert (result["env_id"], result["env_steps"]) == ("CartPole-v1", 200)
+    assert [(m["member"], m["seed"], m["settings"]) for m in result["members"]] == [(0, 0, {}), (1, 1, {})]
+    for member in result["members"]:
+        for mode in ("greedy", "sampled"):
+            assert set(member[mode]) >= {"mean", "std", "iqm", "returns", "lengths"}
+            assert len(member[mode]["returns"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("flag", "modes"), [("--greedy", {"greedy"}), ("--sampled", {"sampled"}), ("--both", {"greedy", "sampled"})]
+)
+def test_evaluate_runs_the_modes_asked_for(
+    run: Path, flag: str, modes: set[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(run), flag, "--episodes", "1", "--json", "--weights", "best"]) == 0
+    (member,) = json.loads(capsys.readouterr().out)["members"]
+    assert modes == {"greedy", "sampled"} & set(member)
+
+
+def test_evaluation_repeats_with_its_seed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for seed in ("3", "3", "4"):
+        capsys.readouterr()
+        evaluate.main([str(run), "--seed", seed, "--episodes", "4", "--json"])
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_evaluate_writes_a_video(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    assert evaluate.main([str(run), "--episodes", "1", "--video", str(tmp_path / "videos")]) == 0
+    (video,) = (tmp_path / "videos").iterdir()
+    assert video.suffix == ".mp4" and b"ftyp" in video.read_bytes()[:16]
+
+
+def test_compare_trains_what_is_missing_and_then_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\nreturn_threshold: 475\n")
+    command = ["tiny.yaml", "--algorithms", "gumbel_actor_critic", "reinforce", "--seeds", "2", *SHORT[1:]]
+    assert compare.main(command) == 0
+    assert "P(better than)" in capsys.readouterr().out
+    assert {p.name for p in (tmp_path / "comparisons" / "tiny").iterdir()} == {
+        "results.json", "results.csv", "learning_curves.png",
+    }  # fmt: skip
+    monkeypatch.setattr(compare, "train", lambda config: pytest.fail("trained again"))
+    assert compare.main(command) == 0
+
+
+def test_interrupted_comparison_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\n")
+    monkeypatch.chdir(tmp_path)
+
+    def interrupt(config: object) -> Path:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train", interrupt)
+    assert compare.main(["tiny.yaml"]) == 130
+    assert "the same command goes on" in capsys.readouterr().err
+
+
+def other_policy(folder: Path) -> str:
+    assert train.main([*SHORT, "env.id=MountainCar-v0", "evaluation.final_episodes=1", f"run_dir={folder}"]) == 0
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run, tmp: train.main(["env.id=CartPoll-v1"]), "did you mean|CartPole-v1"),
+        (lambda run, tmp: train.main(["env.id=Pendulum-v1"]), "set env.action_bins"),
+        (lambda run, tmp: train.main(["env.id=CartPole-v1", "gama=1"]), "did you mean 'gamma'"),
+        (lambda run, tmp: train.main(["env.id=CartPole-v1", "batch_size=many"]), "must be a valid integer"),
+        (lambda run, tmp: train.main(["env.id=CartPole-v1", "tau.start=-1"]), "must be greater than 0"),
+        (lambda run, tmp: train.main([str(tmp / "missing.yaml")]), "no such config file"),
+        (lambda run, tmp: train.main([str(empty(tmp))]), "the file is empty"),
+        (lambda run, tmp: train.main([f"run_dir={run}", *SHORT]), "already holds a run"),
+        (lambda run, tmp: evaluate.main([str(tmp)]), "no policy here"),
+        (lambda run, tmp: evaluate.main([str(tmp / "nowhere")]), "no such folder"),
+        (lambda run, tmp: evaluate.main([str(run), "--member", "7"]), "member 7 does not exist"),
+        (lambda run, tmp: evaluate.main([other_policy(tmp / "x"), "--env", "CartPole-v1"]), "this policy has"),
+        (lambda run, tmp: compare.main([str(tmp)]), r"no result\.json"),
+        (lambda run, tmp: compare.main([str(tmp / "missing.yaml")]), "no such config file"),
+        (lambda run, tmp: compare.main([str(run), "gamma=0.9"]), "finished runs are as they are"),
+    ],
+)
+def test_a_users_mistake_is_one_readable_message_and_exit_code_2(
+    call: Callable[[Path, Path], int], message: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(run, tmp_path) == 2
+    error = capsys.readouterr().err
+    assert ".py: error: " in error and "Traceback" not in error
+    assert re.search(message, error)
+
+
+def empty(folder: Path) -> Path:
+    (folder / "empty.yaml").touch()
+    return folder / "empty.yaml"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--member", "first"], ["--episodes", "0"], ["--seed", "-1"], ["--greedy", "--sampled"]]
+)
+def test_unusable_options_exit_with_2(run: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        evaluate.main([str(run), *arguments])
+    assert stop.value.code == 2
