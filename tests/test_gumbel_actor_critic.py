@@ -98,6 +98,41 @@ def test_target_comes_from_the_target_critics(structure: str, generator: Generat
     assert not torch.equal(targets["none"], targets["target_critics"])
 
 
+def test_target_of_a_joint_critic_takes_a_hard_action_of_the_current_policy(generator: Generator) -> None:
+    agent = make_agent("critic.structure=joint", num_choices=(3, 2))
+    with torch.no_grad():
+        agent.actor.mlp.flat.mul_(50)
+    batch, noise = make_batch(agent, generator), agent.draw_noise(8)
+    action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise.target[0]).argmax(-1))
+    q = agent.target_critics.q(batch.next_obs, action).amin(0).detach()
+    value = agent.next_value(batch.next_obs, torch.ones(1), noise.target)
+    torch.testing.assert_close(value, q)
+
+
+def test_target_of_a_linear_critic_is_the_expectation_over_the_policy(generator: Generator) -> None:
+    agent = make_agent()
+    with torch.no_grad():
+        agent.actor.mlp.flat.mul_(50)
+    batch = make_batch(agent, generator)
+    pi = agent.actor(batch.next_obs).softmax(-1)[:, :, 0]
+    heads = agent.target_critics.encode(batch.next_obs).mean(0)
+    value = agent.next_value(batch.next_obs, torch.ones(1), agent.draw_noise(8).target)
+    torch.testing.assert_close(value, (pi * heads).sum(-1).detach())
+
+
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+def test_every_factor_gets_a_gradient_at_once(structure: str, generator: Generator) -> None:
+    agent = make_agent(f"critic.structure={structure}", num_choices=(3, 2, 4))
+    batch, noise = make_batch(agent, generator), agent.draw_noise(8)
+    logits = agent.actor(batch.obs).detach().requires_grad_()
+    encoded = agent.critics.encode(batch.obs).detach()
+    objective = agent.estimator.objective(
+        logits, torch.ones(1, 1, 1, 1), noise.actor, lambda a: agent.critics.frozen_q(encoded, a).mean(0)
+    )
+    (gradient,) = torch.autograd.grad(objective.sum(), logits)
+    assert (gradient.abs().sum((0, 1, 3)) > 0).all()
+
+
 def test_no_bootstrap_where_the_discount_is_zero(generator: Generator) -> None:
     agent = make_agent()
     batch = make_batch(agent, generator)._replace(discount=torch.zeros(1, 8))
