@@ -165,7 +165,7 @@ class Config(Section):
     replay_capacity: int = Field(100_000, ge=2, description="steps kept in the replay of each member")
     target_update_rate: float = Field(0.05, gt=0, le=1, description="fraction the target critics move per update")
     policy_average_rate: float = Field(
-        0.002, gt=0, le=1, description="fraction the evaluated policy moves to the trained one per update; 1: the same"
+        0.01, gt=0, le=1, description="fraction the evaluated policy moves to the trained one per update; 1: the same"
     )
     noise_persistence: float = Field(
         0.5,

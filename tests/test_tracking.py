@@ -123,6 +123,8 @@ def test_wandb_is_told_what_the_run_is(run_dir: Path, wandb: MagicMock) -> None:
     told = wandb.init.call_args.kwargs
     assert {key: told[key] for key in expected} == expected
     assert "monitor_gym" not in told
+    settings = wandb.Settings.call_args.kwargs
+    assert settings["console"] == "off" and settings["finish_timeout"] > 0 and settings["finish_timeout_raises"]
     wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="env_steps")
 
 
@@ -233,7 +235,7 @@ def test_wandb_learns_once_how_the_run_ended(error: Any, exit_code: int, run_dir
 
 def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, caplog: Any, capfd: Any) -> None:
     wandb = pytest.importorskip("wandb")
-    with Tracker(run_dir, make_config("seeds=2")) as tracker:
+    with Tracker(run_dir, make_config("seeds=2", "wandb.mode=offline")) as tracker:
         tracker.write(10, [{"critic/loss": 1.0}, {"critic/loss": 3.0}])
         tracker.write(20, [{"eval/return_greedy": 4.0}, {"critic/loss": NAN}])
     wandb.teardown()
