@@ -147,7 +147,7 @@ def make_result(settings: dict[str, float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"tau.end": 0.25, "target_entropy.start": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"tau.end": 0.25, "noise_persistence": 0.5}])
 def test_final_table_has_returns_places_and_commands(settings: dict, terminal: bool, tmp_path: Path) -> None:
     screen = Screen(100, terminal)
     (tmp_path / "policy" / "final").mkdir(parents=True)

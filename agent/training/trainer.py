@@ -126,7 +126,9 @@ class Trainer:
         elapsed = max(self.training_seconds, 1e-9)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
-            row = {name: float(values[i]) for name, values in columns.items() if np.isfinite(values[i])}
+            row = {name: float(values[i]) for name, values in columns.items()}
+            if np.isnan(row["train/episode_return"]):  # no episode ended since the last line
+                del row["train/episode_return"], row["train/episode_length"]
             row["time/env_steps_per_second"] = (env_steps - self.logged_at) / elapsed
             row["time/updates_per_second"] = updates / elapsed
             row["time/elapsed_seconds"] = time.perf_counter() - started
