@@ -10,6 +10,7 @@ from rich.console import Console
 from agent.analysis import comparison
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config_loader import load_config
+from agent.exit_codes import exit_code
 from agent.training.trainer import ALGORITHMS, train
 from envs import UserError
 
@@ -68,15 +69,9 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    try:
-        run(options, f"python compare.py {shlex.join(arguments)}", Console())
-    except UserError as error:
-        print(f"compare.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("compare.py: stopped; the same command goes on with the runs still missing", file=sys.stderr)
-        return 130
-    return 0
+    command = f"python compare.py {shlex.join(arguments)}"
+    go_on = "stopped; the same command goes on with the runs still missing"
+    return exit_code("compare.py", lambda: run(options, command, Console()), go_on)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from agent import Policy
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.analysis.tables import results_table
 from agent.analysis.video import record
-from envs import UserError
+from agent.exit_codes import exit_code
 
 EXAMPLES = """examples:
   python evaluate.py runs/x                          the best member, greedy and sampled, 100 episodes each
@@ -93,15 +93,7 @@ def seed(text: str) -> int:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    try:
-        evaluate(options)
-    except UserError as error:
-        print(f"evaluate.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("evaluate.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("evaluate.py", lambda: evaluate(options))
 
 
 if __name__ == "__main__":

@@ -4,8 +4,8 @@ import argparse
 import sys
 
 from agent.config_loader import help_text, load_config
+from agent.exit_codes import exit_code
 from agent.training.trainer import train
-from envs import UserError
 
 EXAMPLES = """examples:
   python train.py configs/cartpole.yaml                        four members, as the file says
@@ -16,7 +16,7 @@ EXAMPLES = """examples:
 """
 
 
-def main(arguments: list[str]) -> int:
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="train.py",
         description="Trains a population of agents on a Gymnasium environment with discrete actions.",
@@ -26,23 +26,23 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
-    options = parser.parse_intermixed_args(arguments)
-    config, overrides = options.config, options.overrides
-    if config is not None and "=" in config:
-        config, overrides = None, [config, *overrides]
-    try:
-        resolved = load_config(config, overrides)
-        if options.print_config:
-            print(resolved.to_yaml(), end="")
-        else:
-            train(resolved)
-    except UserError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("train.py: stopped", file=sys.stderr)
-        return 130
-    return 0
+    return parser.parse_intermixed_args(arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    file, overrides = options.config, options.overrides
+    if file is not None and "=" in file:
+        file, overrides = None, [file, *overrides]
+    config = load_config(file, overrides)
+    if options.print_config:
+        print(config.to_yaml(), end="")
+    else:
+        train(config)
+
+
+def main(arguments: list[str]) -> int:
+    options = parse(arguments)
+    return exit_code("train.py", lambda: run(options))
 
 
 if __name__ == "__main__":
