@@ -60,7 +60,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
         comparison.train_missing(configs, train, lambda text: console.print(text, highlight=False))
         runs = [Path(str(config.run_dir)) for config in configs]
     result = comparison.compare_runs(runs)
-    folder = Path("comparisons") / (options.name or Path(paths[0]).stem)
+    folder = Path("comparisons") / (options.name or comparison.name_of(paths[0]))
     comparison.write(result, folder, command)
     console.print(summary_table(result), pairs_table(result), sep="\n")
     saved = f"command: {command}\nsaved in {folder}: results.json, results.csv, learning_curves.png"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.analysis.comparison import compare_runs, plan, set_aside, train_missing, write
+from agent.analysis.comparison import compare_runs, name_of, plan, set_aside, train_missing, write
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config import Config
 from envs import UserError
@@ -112,6 +112,13 @@ def test_plan_gives_each_configuration_a_folder_of_its_own() -> None:
     assert [c.seeds for c in both] == [3, 3] and [c.algorithm for c in both] == ["gumbel_actor_critic", "reinforce"]
     assert both[0].run_dir == again[0].run_dir
     assert len({both[0].run_dir, both[1].run_dir, changed[0].run_dir}) == 3
+
+
+@pytest.mark.parametrize(
+    ("path", "name"), [("configs/cartpole.yaml", "cartpole"), ("runs/x/config.yaml", "x"), ("runs/x", "x")]
+)
+def test_comparison_is_named_after_its_first_input(path: str, name: str) -> None:
+    assert name_of(path) == name
 
 
 def test_only_missing_runs_are_trained_and_unfinished_ones_set_aside(

@@ -109,6 +109,13 @@ def test_settings_train_to_the_end(tmp_path: Path, overrides: list[str]) -> None
     assert (run / "result.json").is_file()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_trains_on_a_gpu(tmp_path: Path, algorithm: str) -> None:
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "device=cuda"))
+    assert Policy.load(run).act(np.zeros(4, dtype=np.float32)) in (0, 1)
+
+
 def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     run = train(short(tmp_path / "run"))
     before = (run / "metrics.jsonl").read_bytes()

@@ -134,9 +134,14 @@ def plan(config_file: str, algorithms: Sequence[str], seeds: int | None, overrid
         own = [f"algorithm={algorithm}", *([] if seeds is None else [f"seeds={seeds}"])]
         config = load_config(config_file, [*overrides, *own, "run_dir=null"])
         digest = hashlib.sha256(config.model_copy(update={"device": "auto"}).to_yaml().encode()).hexdigest()[:8]
-        folder = Path("runs") / f"compare-{Path(config_file).stem}-{algorithm}-{digest}"
+        folder = Path("runs") / f"compare-{name_of(config_file)}-{algorithm}-{digest}"
         configs.append(config.model_copy(update={"run_dir": str(folder)}))
     return configs
+
+
+def name_of(path: str) -> str:
+    """What to call a comparison of a config file or run: its name, a run's config.yaml by its folder's."""
+    return Path(path).parent.name if Path(path).name == "config.yaml" else Path(path).stem
 
 
 def train_missing(configs: Sequence[Config], train: Callable[[Config], Path], announce: Callable[[str], None]) -> None:
