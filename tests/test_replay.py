@@ -144,6 +144,16 @@ def test_transitions_are_drawn_uniformly(generator: Generator) -> None:
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 45.1
 
 
+def test_all_environments_are_drawn_alike(generator: Generator) -> None:
+    """Five standard errors: false alarm < 1e-6."""
+    recorder = Recorder(num_envs=2)
+    for t in range(10):
+        obs = [[0.0, t], [1000.0, t]]
+        recorder.add(obs, [1.0, 1.0], [False] * 2, [False] * 2, [[0.0, t + 1], [1000.0, t + 1]], [True] * 2)
+    share = (sample(recorder.replay, 1, generator, 10_000).obs[..., 0] == 0).float().mean()
+    assert abs(share - 0.5) < 5 * 0.5 / 100
+
+
 def test_one_step_episodes_are_sampled_too(generator: Generator) -> None:
     recorder = Recorder(capacity=20)
     for number in range(30):

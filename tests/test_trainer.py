@@ -1,5 +1,6 @@
 """A whole run: what it leaves behind, that it repeats bit for bit, that it learns."""
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from agent.config import Config, ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
 from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
-from agent.training.trainer import train
+from agent.training.trainer import Trainer, seed_streams, train
 from envs import Step, UserError
 
 SHORT = [
@@ -80,6 +81,18 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
     runs = [train(short(tmp_path / str(seed), f"seed={seed}")) for seed in (0, 1)]
     returns = [[row.get("eval/return_sampled") for row in metrics(run)] for run in runs]
     assert returns[0] != returns[1]
+
+
+def test_every_random_stream_comes_from_the_seed_and_none_is_shared(tmp_path: Path) -> None:
+    streams = [seed_streams(short(tmp_path, f"seed={seed}")) for seed in (0, 1, 0)]
+    assert streams[0] == streams[2]
+    assert len({*streams[0].values(), *streams[1].values()}) == 6
+    draws = []
+    for seed in (0, 1):
+        with contextlib.ExitStack() as stack:
+            trainer = Trainer(short(tmp_path / str(seed), f"seed={seed}"), stack)
+            draws.append(trainer.learner.exploration.next())
+    assert not torch.equal(draws[0], draws[1])
 
 
 def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
