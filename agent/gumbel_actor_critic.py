@@ -6,6 +6,7 @@ critic  L_Q  = mean sum_c (Q_c(s, a) - z)^2
 alpha   log alpha moves so that H(pi) meets an annealed target
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -83,6 +84,7 @@ class GumbelActorCritic:
         self.actor_optimizer = PopulationAdam(self.actor.mlp.flat)
         self.critic_optimizer = PopulationAdam(self.critics.mlp.flat)
         self.alpha_optimizer = PopulationAdam(self.log_alpha)
+        self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
         self.ends = {
             key: (self.per_member(f"{key}.start"), self.per_member(f"{key}.end")) for key in ("tau", "target_entropy")
         }
@@ -192,10 +194,8 @@ class GumbelActorCritic:
     def update_alpha(self, entropy: Float[Tensor, "P B"], progress: Tensor) -> None:
         target = self.schedule("target_entropy", self.config.target_entropy, progress) * self.actions.max_entropy
         gradient = losses.log_alpha_gradient(entropy, target).unsqueeze(-1)
-        rate = torch.full_like(self.log_alpha, self.config.alpha.learning_rate)
-        self.alpha_optimizer.step(gradient, rate)
-        limits = torch.tensor([self.config.alpha.min, self.config.alpha.max]).log().tolist()
-        self.log_alpha.clamp_(*limits)
+        self.alpha_optimizer.step(gradient, self.alpha_learning_rate)
+        self.log_alpha.clamp_(math.log(self.config.alpha.min), math.log(self.config.alpha.max))
 
     def schedule(self, key: str, section: ScheduleConfig, progress: Tensor) -> Float[Tensor, " P"]:
         start, end = self.ends[key]
