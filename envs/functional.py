@@ -1,0 +1,159 @@
+"""Environments as functions of tensors, and the loop that runs them without leaving the device.
+
+Axes: E environment · K action factor · D observation.
+"""
+
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
+import torch
+from gymnasium import Space, spaces
+from gymnasium.experimental.functional import FuncEnv
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Generator, Tensor
+
+from envs.errors import UserError
+from envs.gymnasium_adapter import Step
+from envs.spaces import FactoredActions, FlatObservations
+
+State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])  # one tensor, or a NamedTuple of tensors
+
+
+class FunctionalEnv(FuncEnv[State, Tensor, Tensor, Tensor, Tensor, None, None]):
+    """E environments as functions of their state, in the convention of Gymnasium's FuncEnv.
+
+    Differs from FuncEnv: every argument and result is a batch along the first axis, of `num_envs` tensors on `device`;
+    rng is a torch.Generator there. The spaces are those of one environment. A function writes to none of its arguments,
+    returns new tensors, and neither branches on a tensor's value nor changes a shape: a CUDA graph can hold it.
+
+    initial(rng), transition(state, action, rng), observation(state, rng), reward(state, action, next_state, rng) as
+    float32, terminal(state, rng) as bool; params, their last argument, is not used.
+    """
+
+    def __init__(
+        self, num_envs: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.num_envs, self.device, self.dtype = num_envs, torch.device(device), dtype
+
+    def constant(self, value: float | list[float]) -> Tensor:
+        """Returns a constant of the equations; on a CPU an operation with a Python number takes twice as long."""
+        return torch.tensor(value, dtype=self.dtype, device=self.device)
+
+
+class TensorEnv:
+    """Steps a functional environment; the interface is that of GymnasiumAdapter, and so are the meanings.
+
+    The time limit and autoreset (SAME_STEP) are applied here. The state is updated in place and every random number
+    comes from `generator`, so a CUDA graph that `generator` is registered with can hold `step`. What `step` returns is
+    new and never written to again. Actions are not checked: that would have to wait for the device.
+    """
+
+    def __init__(
+        self,
+        env: FunctionalEnv,
+        max_episode_steps: int | None = None,
+        action_bins: int | None = None,
+        spec_id: str = "",
+    ) -> None:
+        if max_episode_steps is not None and not (isinstance(max_episode_steps, int) and max_episode_steps > 0):
+            raise ValueError(f"max_episode_steps must be a positive integer or None; got {max_episode_steps!r}")
+        self.env, self.num_envs, self.device = env, env.num_envs, env.device
+        self.spec_id = spec_id or type(env).__name__
+        self.max_episode_steps = max_episode_steps
+        try:
+            self.observations = FlatObservations(env.observation_space)
+            self.actions = FactoredActions(env.action_space, action_bins)
+        except UserError as error:
+            raise UserError(f"{self.spec_id} has {error}") from None
+        self._flatten = _flattener(env.observation_space, self.device)
+        self._decode = _decoder(env.action_space, self.actions, self.device)
+        self.generator = Generator(self.device)
+        self.generator.seed()  # a new generator is seeded with a constant
+        self.state = _map(Tensor.clone, env.initial(self.generator))
+        self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        self._all_valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+
+    def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
+        """Starts a new episode in every environment; `seed` decides all of their random numbers."""
+        return self._flatten(self.start(seed))
+
+    def step(self, action: Int64[Tensor, "E K"]) -> Step:
+        """Acts in every environment; the next episode of one that ends begins by itself."""
+        obs, reward, terminated, truncated, next_obs, valid = self.advance(self._decode(action))
+        return Step(self._flatten(obs), reward, terminated, truncated, self._flatten(next_obs), valid)
+
+    def start(self, seed: int | None = None) -> Tensor:
+        """As `reset`, with observations as the environment's space has them, batched."""
+        if seed is not None:
+            self.generator.manual_seed(seed)
+        state = self.env.initial(self.generator)
+        self._write(state)
+        self.elapsed.zero_()
+        return self.env.observation(state, self.generator)
+
+    def advance(self, action: Tensor) -> Step:
+        """As `step`, with actions and observations as the environment's spaces have them, batched."""
+        env, rng = self.env, self.generator
+        successor = env.transition(self.state, action, rng)
+        reward = env.reward(self.state, action, successor, rng)
+        terminated = env.terminal(successor, rng)
+        self.elapsed += 1
+        truncated = self._truncated()
+        ended = terminated | truncated
+        state = _map(lambda new, old: _where(ended, new, old), env.initial(rng), successor)
+        self._write(state)
+        self.elapsed.masked_fill_(ended, 0)
+        obs, next_obs = env.observation(state, rng), env.observation(successor, rng)
+        return Step(obs, reward, terminated, truncated, next_obs, self._all_valid)
+
+    def render(self) -> NoReturn:
+        raise UserError(f"{self.spec_id} has no frames as tensors: make it with render_mode='rgb_array'")
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+    def _truncated(self) -> Bool[Tensor, " E"]:
+        """As Gymnasium's TimeLimit, which truncates whether or not the episode terminates in the same step."""
+        if self.max_episode_steps is None:
+            return torch.zeros_like(self._all_valid)
+        return self.elapsed >= self.max_episode_steps
+
+    def _write(self, state: Any) -> None:
+        _map(Tensor.copy_, self.state, state)
+
+
+def _map(function: Callable[..., Tensor], *states: Any) -> Any:
+    """Applies the function to each tensor of one or more states of the same kind."""
+    first = states[0]
+    return function(*states) if isinstance(first, Tensor) else type(first)(*map(function, *states))
+
+
+def _where(ended: Bool[Tensor, " E"], new: Tensor, old: Tensor) -> Tensor:
+    return torch.where(ended.view(-1, *[1] * (new.ndim - 1)), new, old)
+
+
+def _flattener(space: Space, device: torch.device) -> Callable[[Tensor], Float32[Tensor, "E D"]]:
+    """What FlatObservations.flatten does to a batch, for tensors."""
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return lambda obs: obs.reshape(len(obs), -1).to(torch.float32)
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        raise UserError(f"observation space {space}: tensors have Box, Discrete, MultiDiscrete or MultiBinary only")
+    counts = np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec.ravel())
+    starts = np.atleast_1d(space.start).ravel()
+    entry = torch.from_numpy(np.repeat(np.arange(len(counts)), counts)).to(device)
+    values = np.concatenate([start + np.arange(n) for start, n in zip(starts, counts, strict=True)])
+    value = torch.from_numpy(values).to(device)
+    if len(counts) == 1:
+        return lambda obs: (obs.view(-1, 1) == value).to(torch.float32)
+    return lambda obs: (obs.reshape(len(obs), -1)[:, entry] == value).to(torch.float32)
+
+
+def _decoder(space: Space, actions: FactoredActions, device: torch.device) -> Callable[[Int64[Tensor, "E K"]], Tensor]:
+    """What FactoredActions.decode does to a batch, for tensors."""
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return lambda action: action[:, 0]
+    choice = np.minimum(np.arange(max(actions.num_choices))[:, None], np.array(actions.num_choices) - 1)  # [N, K]
+    values = torch.from_numpy(actions.decode(choice).reshape(choice.shape)).to(device)
+    return lambda action: values.gather(0, action).view(len(action), *(space.shape or ()))
