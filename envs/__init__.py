@@ -2,7 +2,10 @@
 
 from envs.errors import UserError
 from envs.factory import make
+from envs.functional import FunctionalEnv, TensorEnv
+from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter, Step
+from envs.native import register_native
 from envs.probes import PROBES, register_probes
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
 
@@ -10,8 +13,12 @@ __all__ = [
     "PROBES",
     "FactoredActions",
     "FlatObservations",
+    "FunctionalEnv",
+    "FunctionalSingleEnv",
+    "FunctionalVectorEnv",
     "GymnasiumAdapter",
     "Step",
+    "TensorEnv",
     "UserError",
     "make",
     "space_from_json",
@@ -19,3 +26,4 @@ __all__ = [
 ]
 
 register_probes()
+register_native()

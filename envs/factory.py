@@ -14,6 +14,7 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from envs.errors import UserError
+from envs.functional_gymnasium import FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.registry import find_spec, newest_version
 
@@ -60,6 +61,8 @@ def make(
             kwargs["render_mode"] = render_mode
         vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode)
     try:
+        if isinstance(vector_env, FunctionalVectorEnv):
+            return vector_env.tensor_env(device, action_bins)  # type: ignore[return-value]  # the same interface
         return GymnasiumAdapter(vector_env, action_bins, device)
     except UserError:
         vector_env.close()

@@ -80,6 +80,7 @@ def test_float64_transitions_are_those_of_gymnasium(env_id: str, generator: Gene
     turn = 2 * PI if env_id == "Acrobot-v1" else math.inf  # pi and -pi are one angle
     difference = np.abs(next_state - expected[0])
     assert np.minimum(difference, np.abs(difference - turn)).max() < 1e-9
+    assert (np.abs(next_state) <= np.abs(expected[0]).max(0) + 1e-9).all()  # angles are wrapped
     assert np.abs(next_obs - expected[1]).max() < 1e-5  # Gymnasium rounds observations to float32
     assert np.array_equal(reward, expected[2]) and np.array_equal(terminated, expected[3])
     assert 0.02 < terminated.mean() < 0.98
