@@ -39,7 +39,9 @@ class CartPole(FunctionalEnv[Tensor]):
         self.observation_space, self.action_space = spaces.Box(-high, high, dtype=np.float32), spaces.Discrete(2)
         self.sutton_barto_reward = sutton_barto_reward
         self._force = self.constant([-FORCE / TOTAL_MASS, FORCE / TOTAL_MASS])
-        self._coupling = self.constant(POLE_MASS * HALF_LENGTH / TOTAL_MASS)
+        coupling = POLE_MASS * HALF_LENGTH / TOTAL_MASS
+        self._coupling, self._minus_coupling = self.constant(coupling), self.constant(-coupling)
+        self._reward = torch.ones(num_envs, device=device)
         self._gravity, self._inertia = self.constant(GRAVITY), self.constant(HALF_LENGTH * 4 / 3)
         self._max_position, self._max_angle = self.constant(MAX_POSITION), self.constant(MAX_ANGLE)
 
@@ -59,7 +61,7 @@ class CartPole(FunctionalEnv[Tensor]):
         """
         _, x_dot, theta, theta_dot = state.unbind(1)
         sin, cos = theta.sin(), theta.cos()
-        negative = -self._coupling * cos
+        negative = self._minus_coupling * cos
         push = torch.addcmul(self._force.index_select(0, action), self._coupling * sin, theta_dot.square())
         theta_acc = (self._gravity * sin - cos * push) / torch.addcmul(self._inertia, negative, cos)
         x_acc = torch.addcmul(push, negative, theta_acc)
@@ -78,7 +80,7 @@ class CartPole(FunctionalEnv[Tensor]):
     ) -> Float32[Tensor, " E"]:
         if self.sutton_barto_reward:
             return -self.terminal(next_state, rng).to(torch.float32)
-        return torch.ones(self.num_envs, device=self.device)
+        return self._reward
 
     def terminal(self, state: Float[Tensor, "E 4"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
         x, _, theta, _ = state.unbind(1)

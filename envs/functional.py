@@ -24,8 +24,9 @@ class FunctionalEnv(FuncEnv[State, Tensor, Tensor, Tensor, Tensor, None, None]):
     """E environments as functions of their state, in the convention of Gymnasium's FuncEnv.
 
     Differs from FuncEnv: every argument and result is a batch along the first axis, of `num_envs` tensors on `device`;
-    rng is a torch.Generator there. The spaces are those of one environment. A function writes to none of its arguments,
-    returns new tensors, and neither branches on a tensor's value nor changes a shape: a CUDA graph can hold it.
+    rng is a torch.Generator there. The spaces are those of one environment. A function writes to none of its arguments
+    and returns no part of them, except that an observation may be the state itself. It neither branches on a tensor's
+    value nor changes a shape: a CUDA graph can hold it.
 
     initial(rng), transition(state, action, rng), observation(state, rng), reward(state, action, next_state, rng) as
     float32, terminal(state, rng) as bool; params, their last argument, is not used.
@@ -47,7 +48,7 @@ class TensorEnv:
 
     The time limit and autoreset (SAME_STEP) are applied here. The state is updated in place and every random number
     comes from `generator`, so a CUDA graph that `generator` is registered with can hold `step`. What `step` returns is
-    new and never written to again. Actions are not checked: that would have to wait for the device.
+    never written to again. Actions are not checked: that would have to wait for the device.
     """
 
     def __init__(
@@ -137,6 +138,8 @@ def _where(ended: Bool[Tensor, " E"], new: Tensor, old: Tensor) -> Tensor:
 def _flattener(space: Space, device: torch.device) -> Callable[[Tensor], Float32[Tensor, "E D"]]:
     """What FlatObservations.flatten does to a batch, for tensors."""
     if isinstance(space, spaces.Box | spaces.MultiBinary):
+        if len(space.shape) == 1:
+            return lambda obs: obs.to(torch.float32)
         return lambda obs: obs.reshape(len(obs), -1).to(torch.float32)
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         raise UserError(f"observation space {space}: tensors have Box, Discrete, MultiDiscrete or MultiBinary only")

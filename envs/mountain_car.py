@@ -34,6 +34,7 @@ class MountainCar(FunctionalEnv[Tensor]):
         super().__init__(num_envs, device, dtype)
         low, high = np.array([[MIN_POSITION, -MAX_SPEED], [MAX_POSITION, MAX_SPEED]], dtype=np.float32)
         self.observation_space, self.action_space = spaces.Box(low, high, dtype=np.float32), spaces.Discrete(3)
+        self._reward = torch.full((num_envs,), -1.0, device=device)
         self._push = self.constant([-FORCE, 0.0, FORCE])
         self._frequency, self._gravity, self._zero = self.constant(3.0), self.constant(GRAVITY), self.constant(0.0)
         self._min_position, self._goal_position = self.constant(MIN_POSITION), self.constant(GOAL_POSITION)
@@ -66,7 +67,7 @@ class MountainCar(FunctionalEnv[Tensor]):
         rng: Generator,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
-        return torch.full((self.num_envs,), -1.0, device=self.device)
+        return self._reward
 
     def terminal(self, state: Float[Tensor, "E 2"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
         position, velocity = state.unbind(1)
