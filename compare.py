@@ -11,7 +11,8 @@ from agent.analysis import comparison
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config_loader import load_config
 from agent.exit_codes import exit_code
-from agent.training.trainer import ALGORITHMS, train
+from agent.training.loop import ALGORITHMS
+from agent.training.trainer import train
 from envs import UserError
 
 HOW_TO = """examples:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn import functional as F
 
 IMPOSSIBLE = -1e30  # logit of a padding choice: probability exactly 0, and 0 * log 0 stays 0 where -inf gives NaN
 
@@ -19,8 +18,8 @@ class ActionSpace:
         self.num_factors = len(self.num_choices)
         self.width = max(self.num_choices)
         self.is_ragged = min(self.num_choices) < self.width
-        choice = torch.arange(self.width, device=device)
-        self.mask: Bool[Tensor, "K N"] = choice < torch.tensor(self.num_choices, device=device).unsqueeze(-1)
+        self.choice = torch.arange(self.width, device=device)
+        self.mask: Bool[Tensor, "K N"] = self.choice < torch.tensor(self.num_choices, device=device).unsqueeze(-1)
         self.max_entropy = sum(math.log(n) for n in self.num_choices)  # nats
 
     def mask_logits(self, logits: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
@@ -28,4 +27,4 @@ class ActionSpace:
         return logits.masked_fill(~self.mask, IMPOSSIBLE) if self.is_ragged else logits
 
     def one_hot(self, action: Int[Tensor, "*batch K"]) -> Float[Tensor, "*batch K N"]:
-        return F.one_hot(action, self.width).float()
+        return (action.unsqueeze(-1) == self.choice).float()

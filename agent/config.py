@@ -145,6 +145,10 @@ class Config(Section):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
     num_threads: int = Field(1, ge=1, description="CPU threads of torch; small networks are fastest with 1")
+    compile: bool | None = Field(
+        None,
+        description="turn the update into C++ first; none: on a CPU with a C++ compiler, where the run is long enough",
+    )
     run_dir: str | None = Field(None, description="folder of the run, exactly; none: a new one under runs/")
 
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
@@ -163,6 +167,9 @@ class Config(Section):
         1000, ge=1, description="environment steps with random actions before the first update"
     )
     replay_capacity: int = Field(100_000, ge=2, description="steps kept in the replay of each member")
+    frame_stack: int = Field(
+        1, ge=1, description="frames that an observation stacks, oldest first: the replay keeps each frame once"
+    )
     target_update_rate: float = Field(0.05, gt=0, le=1, description="fraction the target critics move per update")
     policy_average_rate: float = Field(
         0.01, gt=0, le=1, description="fraction the evaluated policy moves to the trained one per update; 1: the same"

@@ -1,35 +1,59 @@
-"""How a gradient passes a discrete sample: pure functions of (logits, tau, noise).
+"""How a gradient passes a discrete sample: pure functions of (logits, tau, noise, Q).
 
-An estimator turns the policy's logits [P, B, K, N] and the value Q(s, .) of a relaxed or one-hot action into an
-objective [P, B] whose gradient with respect to the logits estimates that of E_{a ~ pi} Q(s, a). Noise comes in from
-outside, [num_samples, P, B, K, N] standard Gumbel, so that the same draw can be repeated.
+An estimator turns the policy's logits [P, B, K, N] and the critics' Q(s, .) into an estimate of the gradient of
+E_{a ~ pi} Q(s, a) with respect to the logits. Noise comes in from outside, [num_samples, P, B, K, N] standard Gumbel,
+so that the same draw can be repeated.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Generator, Tensor
-from torch.nn import functional as F
 
 from agent.action_space import IMPOSSIBLE
 
-ActionValue = Callable[[Tensor], Tensor]  # [P, B, K, N] one-hot or relaxed action -> Q(s, action) [P, B]
+
+@runtime_checkable
+class ActionValue(Protocol):
+    """Q(s, .) at a batch of states: of one-hot and of relaxed actions [P, B, K, N]."""
+
+    def value(self, action: Tensor) -> Tensor:
+        """Q(s, action), [P, B]."""
+
+    def value_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Q(s, action), [P, B], and its gradient with respect to the action, [P, B, K, N]."""
+
+
+class Estimate(NamedTuple):
+    """Q at the action drawn, and the gradient of E_{a ~ pi} Q(s, a) with respect to the logits as estimated."""
+
+    value: Float[Tensor, "P B"]
+    gradient: Float[Tensor, "P B K N"]
 
 
 def gumbel_noise(
     shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | str | None = None
 ) -> Tensor:
-    """Standard Gumbel draws, -log E with E ~ Exp(1); always finite: a draw of 0 or inf is clamped first."""
-    exponential = torch.empty(shape, device=device).exponential_(generator=generator)
+    """Standard Gumbel draws."""
+    return gumbel_of(torch.empty(shape, device=device).exponential_(generator=generator))
+
+
+def gumbel_of(exponential: Tensor) -> Tensor:
+    """-log E, standard Gumbel where E ~ Exp(1); always finite: a draw of 0 or inf is clamped first."""
     limits = torch.finfo(exponential.dtype)
-    return exponential.clamp_(limits.tiny, limits.max).log_().neg_()
+    return exponential.clamp(limits.tiny, limits.max).log().neg()
 
 
 def hard_sample(logits: Float[Tensor, "*batch K N"], noise: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
     """One-hot argmax(logits + noise), distributed as softmax(logits).  Gumbel-max; Maddison et al. 2014."""
-    return F.one_hot((logits + noise).argmax(-1), logits.shape[-1]).to(logits.dtype)
+    return one_hot_argmax(logits + noise)
+
+
+def one_hot_argmax(x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
 
 
 def straight_through_gumbel_softmax(
@@ -61,50 +85,61 @@ def straight_through_gumbel_softmax(
         noise = gumbel_noise(logits.shape, generator, logits.device).to(logits.dtype)
     perturbed = logits + noise
     y = (perturbed / tau).softmax(-1)
-    z = F.one_hot(perturbed.argmax(-1), logits.shape[-1]).to(y.dtype)
-    return z + (y - y.detach())
+    return one_hot_argmax(perturbed.detach()) + (y - y.detach())
 
 
-def straight_through_objective(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
-    """Q(s, z) with z the straight-through Gumbel-softmax sample: the critic's own gradient reaches the logits."""
-    return q(straight_through_gumbel_softmax(logits, tau, noise=noise[0]))
+def softmax_gradient(y: Float[Tensor, "*batch N"], v: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+    """(diag(y) - y y^T) v: the gradient of softmax(x) . v with respect to x, where y = softmax(x)."""
+    weighted = y * v
+    return weighted.addcmul_(y, weighted.sum(-1, keepdim=True), value=-1)
 
 
-def exact_objective(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+    """The critic's own gradient at the hard sample, through `straight_through_gumbel_softmax`, in closed form.
+
+    z = one_hot(argmax(logits + g)),  y = softmax((logits + g) / tau)
+    gradient = (diag(y) - y y^T) / tau  dQ/da (s, z)                                     Jang et al. 2017, sec. 2.2
+    """
+    perturbed = logits + noise[0]
+    value, q_gradient = q.value_and_gradient(one_hot_argmax(perturbed))
+    return Estimate(value, softmax_gradient((perturbed / tau).softmax(-1), q_gradient).div_(tau))
+
+
+def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
     """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for a critic linear in each factor; no bias, no variance.
 
     With K = 1 this is the sum over actions of discrete SAC (Christodoulou 2019, eq. 12). Differs from it: a min over
     twin critics is taken after the expectation, where it stays a bound for K > 1 too.
     """
-    return q(logits.softmax(-1))
+    pi = logits.softmax(-1)
+    value, q_gradient = q.value_and_gradient(pi)
+    return Estimate(value, softmax_gradient(pi, q_gradient))
 
 
-def score_function_objective(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def score_function(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
     """REINFORCE with the critic as return: two samples, each the other's baseline.
 
-        grad = 1/2 (Q(s, a) - Q(s, a')) (grad log pi(a|s) - grad log pi(a'|s))    Kool et al. 2019, eq. 8, two samples
+        gradient = 1/2 (Q(s, a) - Q(s, a')) (a - a'),  a and a' one-hot         Kool et al. 2019, eq. 8, two samples
 
-    Unbiased for any critic; needs no gradient of Q. The returned value is Q at the first sample.
+    Unbiased for any critic; needs no gradient of Q. The value is Q at the first sample.
     """
-    log_pi = logits.log_softmax(-1)
-    first, second = (hard_sample(logits, g).detach() for g in noise)
-    q_first, q_second = q(first).detach(), q(second).detach()
-    score = ((first - second) * log_pi).sum((-2, -1))
-    surrogate = 0.5 * (q_first - q_second) * score
-    return q_first + (surrogate - surrogate.detach())
+    first, second = (hard_sample(logits, g) for g in noise)
+    value = q.value(first)
+    weight = 0.5 * (value - q.value(second))
+    return Estimate(value, weight[..., None, None] * (first - second))
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """An objective, how many Gumbel draws it takes, and whether it needs a critic linear in each factor."""
+    """How it estimates, how many Gumbel draws it takes, and whether it needs a critic linear in each factor."""
 
-    objective: Callable[[Tensor, Tensor, Tensor, ActionValue], Tensor]
+    estimate: Callable[[Tensor, Tensor, Tensor, ActionValue], Estimate]
     num_samples: int
     needs_linear_critic: bool = False
 
 
 ESTIMATORS = {
-    "straight_through_gumbel_softmax": Estimator(straight_through_objective, num_samples=1),
-    "exact": Estimator(exact_objective, num_samples=0, needs_linear_critic=True),
-    "score_function": Estimator(score_function_objective, num_samples=2),
+    "straight_through_gumbel_softmax": Estimator(straight_through, num_samples=1),
+    "exact": Estimator(exact, num_samples=0, needs_linear_critic=True),
+    "score_function": Estimator(score_function, num_samples=2),
 }

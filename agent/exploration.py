@@ -1,10 +1,19 @@
 """Persistent Gumbel noise: exploration that is correlated in time while every action still follows the policy."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from agent.estimators import gumbel_noise
+from agent.estimators import gumbel_of
+
+
+class NoiseDraw(NamedTuple):
+    """The randomness of one step."""
+
+    exponential: Float[Tensor, "P E K N"]  # becomes the fresh Gumbel vectors
+    uniform: Float[Tensor, "P E"]  # decides who keeps theirs
 
 
 class PersistentGumbelNoise:
@@ -19,10 +28,17 @@ class PersistentGumbelNoise:
     ) -> None:
         self.rho = rho.view(-1, 1, 1, 1)
         self.generator = generator
-        self.noise: Float[Tensor, "P E K N"] = gumbel_noise(shape, generator, rho.device)
+        self.noise = torch.empty(shape, device=rho.device)
+        self.noise.copy_(gumbel_of(self.draw().exponential))
 
-    def next(self) -> Float[Tensor, "P E K N"]:
-        fresh = gumbel_noise(tuple(self.noise.shape), self.generator, self.noise.device)
-        u = torch.rand(self.noise.shape[:2], generator=self.generator, device=self.noise.device)
-        self.noise = torch.where(u[..., None, None] < self.rho, self.noise, fresh)
-        return self.noise
+    def draw(self) -> NoiseDraw:
+        exponential = torch.empty_like(self.noise).exponential_(generator=self.generator)
+        uniform = torch.rand(self.noise.shape[:2], generator=self.generator, device=self.noise.device)
+        return NoiseDraw(exponential, uniform)
+
+    def next(self, draw: NoiseDraw) -> Float[Tensor, "P E K N"]:
+        """The noise of the next step."""
+        keeps = draw.uniform[..., None, None] < self.rho
+        noise = torch.where(keeps, self.noise, gumbel_of(draw.exponential))
+        self.noise.copy_(noise)
+        return noise

@@ -7,37 +7,73 @@ alpha   log alpha moves so that H(pi) meets an annealed target
 """
 
 import math
-from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Generator, Tensor
 
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config, ConfigError, ScheduleConfig
-from agent.estimators import ESTIMATORS, gumbel_noise, hard_sample
-from agent.exploration import PersistentGumbelNoise
+from agent.estimators import ESTIMATORS, gumbel_of, hard_sample
+from agent.exploration import NoiseDraw, PersistentGumbelNoise
 from agent.networks import Actor, JointCritic, PerActionCritic, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
 from agent.replay import Batch, Replay
-from agent.schedules import scheduled
+from agent.schedules import ScheduleTable
 from envs.gymnasium_adapter import Step
 
 NUM_CRITICS = 2
+CRITICS: dict[str, type[PerActionCritic] | type[JointCritic]] = {"per_action": PerActionCritic, "joint": JointCritic}
 
 
-class Noise(NamedTuple):
-    """Gumbel draws of one update: of the estimator's samples, and of the target's where it samples an action."""
+class UpdateDraw(NamedTuple):
+    """The randomness of one update. Noise is Exp(1) and becomes Gumbel: of the estimator's samples, and of the target
+    where it samples an action."""
 
+    replay: Float64[Tensor, "2 P B"]
     actor: Float[Tensor, "S P B K N"]
     target: Float[Tensor, "T P B K N"]
 
 
+class ReducedQ(NamedTuple):
+    """The critics at a batch of observations as one Q(s, .): what an estimator sees of them."""
+
+    critics: PerActionCritic | JointCritic
+    encoded: list[Tensor]
+    reduce: str
+
+    def value(self, action: Float[Tensor, "P B K N"]) -> Float[Tensor, "P B"]:
+        return losses.reduce_critics(self.critics.evaluate(self.encoded, action).q, self.reduce)
+
+    def value_and_gradient(
+        self, action: Float[Tensor, "P B K N"]
+    ) -> tuple[Float[Tensor, "P B"], Float[Tensor, "P B K N"]]:
+        evaluation = self.critics.evaluate(self.encoded, action)
+        gradient = losses.reduce_gradient(evaluation.q, self.critics.action_gradient(evaluation), self.reduce)
+        return losses.reduce_critics(evaluation.q, self.reduce), gradient
+
+
 class GumbelActorCritic:
-    """All members' networks, optimizers and entropy coefficients, and their update."""
+    """All members' networks, optimizer and entropy coefficients, and their update.
+
+    After `__init__` every tensor stays in place and nothing branches on a value: one static tensor program.
+    """
+
+    is_static = True
+    metric_names = (
+        "critic/loss",
+        "critic/q",
+        "critic/td_target",
+        "critic/grad_norm",
+        "actor/loss",
+        "actor/entropy",
+        "actor/grad_norm",
+        "alpha/value",
+        "estimator/tau",
+    )
 
     def __init__(
         self,
@@ -58,12 +94,11 @@ class GumbelActorCritic:
         structure = config.critic.structure
         if structure == "auto":
             structure = "per_action" if actions.num_factors == 1 else "joint"
-        critic_type = PerActionCritic if structure == "per_action" else JointCritic
 
         def make_critics() -> PerActionCritic | JointCritic:
             generators = [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)]
             layer_norm = config.critic.layer_norm
-            return critic_type(
+            return CRITICS[structure](
                 obs_size, actions, config.hidden_sizes, generators, NUM_CRITICS, device, layer_norm=layer_norm
             )
 
@@ -78,125 +113,146 @@ class GumbelActorCritic:
                 f"{actions.num_factors} action factors 'auto' means joint, which has no sum over actions"
             )
 
-        self.per_member: Callable[[str], Tensor] = lambda key: torch.tensor(config.per_member(key), device=device)
-        self.gamma, self.learning_rate = self.per_member("gamma"), self.per_member("learning_rate")
-        self.log_alpha = self.per_member("alpha.start").log().unsqueeze(-1)  # [P, 1]
-        self.actor_optimizer = PopulationAdam(self.actor.mlp.flat)
-        self.critic_optimizer = PopulationAdam(self.critics.mlp.flat)
-        self.alpha_optimizer = PopulationAdam(self.log_alpha)
+        def per_member(key: str) -> Float[Tensor, " P"]:
+            return torch.tensor(config.per_member(key), device=device)
+
+        self.log_alpha = per_member("alpha.start").log().unsqueeze(-1)
         self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
-        self.ends = {
-            key: (self.per_member(f"{key}.start"), self.per_member(f"{key}.end")) for key in ("tau", "target_entropy")
-        }
+        self.optimizer = PopulationAdam([self.critics.mlp.flat, self.actor.mlp.flat, self.log_alpha])
+        rate = per_member("learning_rate")
+        self.schedules = ScheduleTable(
+            [
+                ("linear", rate, rate * config.learning_rate_end, 1.0),
+                annealed(config.tau, per_member("tau.start"), per_member("tau.end")),
+                annealed(
+                    config.target_entropy,
+                    per_member("target_entropy.start") * actions.max_entropy,
+                    per_member("target_entropy.end") * actions.max_entropy,
+                ),
+            ]
+        )
+        num_envs = config.env.num_envs
         self.replay = Replay(
             self.num_members,
-            config.env.num_envs,
+            num_envs,
             config.replay_capacity,
             obs_size,
             actions.num_factors,
+            config.n_step,
+            per_member("gamma"),
+            frame_stack=config.frame_stack,
             obs_dtype=obs_dtype,
             device=device,
         )
-        noise_shape = (self.num_members, config.env.num_envs, actions.num_factors, actions.width)
-        self.exploration = PersistentGumbelNoise(noise_shape, self.per_member("noise_persistence"), generator)
-        self.num_env_steps = 0
-        self.updates_due = 0.0
+        shape = (self.num_members, num_envs, actions.num_factors, actions.width)
+        self.exploration = PersistentGumbelNoise(shape, per_member("noise_persistence"), generator)
 
-    @torch.no_grad()
-    def explore(self, obs: Float[Tensor, "P E D"]) -> Int[Tensor, "P E K"]:
-        """The action to take while training: uniform at first, then drawn from the policy, with persistent noise."""
-        noise = self.exploration.next()
-        if self.num_env_steps < self.config.learning_starts:
+    def is_warming_up(self, env_steps: int) -> bool:
+        """Whether actions are uniform after so many environment steps of a member."""
+        return env_steps < self.config.learning_starts
+
+    def updates_due(self, env_steps: int) -> int:
+        """How many updates follow the step that made it so many."""
+        num_envs = self.config.env.num_envs
+
+        def due_until(env_steps: int) -> int:
+            steps = max(0, env_steps - self.config.learning_starts // num_envs * num_envs)
+            return math.floor(self.config.updates_per_step * steps + 1e-6)
+
+        return due_until(env_steps) - due_until(env_steps - num_envs)
+
+    def draw_exploration(self) -> NoiseDraw:
+        return self.exploration.draw()
+
+    def draw_update(self) -> UpdateDraw:
+        shape = (self.num_members, self.config.batch_size)
+        device = self.log_alpha.device
+        replay = torch.rand((2, *shape), dtype=torch.float64, device=device, generator=self.generator)
+        num_target = 0 if self.critics.is_linear else 1
+        noise = torch.empty(
+            (num_target + self.estimator.num_samples, *shape, self.actions.num_factors, self.actions.width),
+            device=device,
+        ).exponential_(generator=self.generator)
+        return UpdateDraw(replay, noise[num_target:], noise[:num_target])
+
+    def explore(self, obs: Float[Tensor, "P E D"], draw: NoiseDraw, *, uniform: bool) -> Int[Tensor, "P E K"]:
+        """The action to take while training: drawn from the policy or uniformly, with persistent noise."""
+        noise = self.exploration.next(draw)
+        if uniform:
             return self.actions.mask_logits(noise).argmax(-1)
         return (self.actor(self.normalizer(obs)) + noise).argmax(-1)
 
     def observe(self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step) -> None:
         """Takes in one step of every environment."""
         self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid)
-        self.num_env_steps += self.config.env.num_envs
-        if self.num_env_steps > self.config.learning_starts:
-            self.updates_due += self.config.updates_per_step * self.config.env.num_envs
 
-    def learn(self, progress: Tensor) -> Iterator[dict[str, Float[Tensor, " P"]]]:
-        """Does the updates that are due; yields the metrics of each."""
-        while self.updates_due >= 1:
-            self.updates_due -= 1
-            batch = self.replay.sample(self.config.batch_size, self.config.n_step, self.gamma, self.generator)
-            yield self.update(batch, progress, self.draw_noise(self.config.batch_size))
+    def learn(self, progress: Float[Tensor, ""], draw: UpdateDraw) -> dict[str, Float[Tensor, " P"]]:
+        """One update on a batch from the replay; returns its metrics."""
+        return self.update(self.replay.sample(draw.replay), progress, gumbel_of(draw.actor), gumbel_of(draw.target))
 
-    def draw_noise(self, batch_size: int) -> Noise:
-        """The Gumbel draws of one update."""
-        shape = (self.num_members, batch_size, self.actions.num_factors, self.actions.width)
-        device = self.log_alpha.device
-        num_target = 0 if self.critics.is_linear else 1
-        draws = gumbel_noise((self.estimator.num_samples + num_target, *shape), self.generator, device)
-        return Noise(draws[num_target:], draws[:num_target])
+    def update(
+        self,
+        batch: Batch,
+        progress: Float[Tensor, ""],
+        noise: Float[Tensor, "S P B K N"],
+        target_noise: Float[Tensor, "T P B K N"],
+    ) -> dict[str, Float[Tensor, " P"]]:
+        """One step of critics, actor and alpha together.
 
-    def update(self, batch: Batch, progress: Tensor, noise: Noise) -> dict[str, Float[Tensor, " P"]]:
-        """One step of critics, actor and alpha, in this order. Progress: part of the run done, in [0, 1]."""
+        Args:
+            progress: part of the run done, in [0, 1].
+            noise: Gumbel, of the estimator's samples.
+            target_noise: Gumbel, of the action at the next observation where the critics are not linear.
+        """
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         alpha = self.log_alpha.squeeze(-1).exp()
-        learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
-        target = losses.td_target(batch.reward, batch.discount, self.next_value(next_obs, alpha, noise.target))
+        learning_rate, tau, target_entropy = self.schedules(progress).unbind()
+        target = losses.td_target(batch.reward, batch.discount, self.next_value(next_obs, alpha, target_noise))
 
         encoded = self.critics.encode(obs)
-        q_a = self.critics.q(encoded, self.actions.one_hot(batch.action))
-        critic_loss = losses.critic_loss(q_a, target)
-        (critic_gradient,) = torch.autograd.grad(critic_loss.sum(), self.critics.mlp.flat)
+        taken = self.critics.evaluate(encoded, self.actions.one_hot(batch.action))
+        critic_gradient = self.critics.parameter_gradient(taken, losses.critic_loss_gradient(taken.q, target))
         critic_norm = clip_grad_norm(critic_gradient, self.num_members, self.config.max_grad_norm)
-        self.critic_optimizer.step(critic_gradient, learning_rate.repeat(NUM_CRITICS).unsqueeze(-1))
 
-        tau = self.schedule("tau", self.config.tau, progress)
-        logits = self.actor(obs)
-        frozen = encoded.detach()
-        objective = self.estimator.objective(
-            logits,
-            tau.view(-1, 1, 1, 1),
-            noise.actor,
-            lambda action: losses.reduce_critics(self.critics.frozen_q(frozen, action), self.reduce),
-        )
-        entropy = losses.entropy(logits)
-        actor_loss = losses.actor_loss(objective, entropy, alpha)
-        (actor_gradient,) = torch.autograd.grad(actor_loss.sum(), self.actor.mlp.flat)
+        saved = self.actor.mlp.forward(obs)
+        logits = self.actor.logits(saved)
+        q = ReducedQ(self.critics, encoded, self.reduce)
+        estimate = self.estimator.estimate(logits, tau.view(-1, 1, 1, 1), noise, q)
+        entropy, entropy_gradient = losses.entropy_and_gradient(logits)
+        logits_gradient = losses.actor_loss_gradient(estimate.gradient, entropy_gradient, alpha)
+        actor_gradient = self.actor.parameter_gradient(saved, logits_gradient)
         actor_norm = clip_grad_norm(actor_gradient, self.num_members, self.config.max_grad_norm)
-        self.actor_optimizer.step(actor_gradient, learning_rate.unsqueeze(-1))
 
-        entropy = entropy.detach()
-        self.update_alpha(entropy, progress)
+        mean_entropy = entropy.mean(-1)
+        alpha_gradient = losses.log_alpha_gradient(mean_entropy, target_entropy)
+        rates = [learning_rate.repeat(NUM_CRITICS).unsqueeze(-1), learning_rate.unsqueeze(-1), self.alpha_learning_rate]
+        self.optimizer.step([critic_gradient, actor_gradient, alpha_gradient.unsqueeze(-1)], rates)
+        self.log_alpha.clamp_(math.log(self.config.alpha.min), math.log(self.config.alpha.max))
         self.target_critics.mlp.move_towards(self.critics.mlp, self.config.target_update_rate)
         self.evaluated_actor.mlp.move_towards(self.actor.mlp, self.config.policy_average_rate)
         return {
-            "critic/loss": critic_loss.detach(),
-            "critic/q": q_a.detach().mean((0, 2)),
+            "critic/loss": losses.critic_loss(taken.q, target),
+            "critic/q": taken.q.mean((0, 2)),
             "critic/td_target": target.mean(-1),
             "critic/grad_norm": critic_norm,
-            "actor/loss": actor_loss.detach(),
-            "actor/entropy": entropy.mean(-1),
+            "actor/loss": losses.actor_loss(estimate.value, entropy, alpha),
+            "actor/entropy": mean_entropy,
             "actor/grad_norm": actor_norm,
             "alpha/value": alpha,
             "estimator/tau": tau,
         }
 
-    @torch.no_grad()
     def next_value(
         self, next_obs: Float[Tensor, "P B D"], alpha: Float[Tensor, " P"], noise: Float[Tensor, "T P B K N"]
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are linear, else Q at a hard sample."""
         logits = self.actor(next_obs)
         action = logits.softmax(-1) if self.target_critics.is_linear else hard_sample(logits, noise[0])
-        q = self.target_critics.q(self.target_critics.encode(next_obs), action)
-        value = losses.reduce_critics(q, self.reduce)
+        value = ReducedQ(self.target_critics, self.target_critics.encode(next_obs), self.reduce).value(action)
         if self.config.critic.entropy_in_target:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)
         return value
 
-    @torch.no_grad()
-    def update_alpha(self, entropy: Float[Tensor, "P B"], progress: Tensor) -> None:
-        target = self.schedule("target_entropy", self.config.target_entropy, progress) * self.actions.max_entropy
-        gradient = losses.log_alpha_gradient(entropy, target).unsqueeze(-1)
-        self.alpha_optimizer.step(gradient, self.alpha_learning_rate)
-        self.log_alpha.clamp_(math.log(self.config.alpha.min), math.log(self.config.alpha.max))
 
-    def schedule(self, key: str, section: ScheduleConfig, progress: Tensor) -> Float[Tensor, " P"]:
-        start, end = self.ends[key]
-        return scheduled(section.schedule, start, end, progress, section.fraction)
+def annealed(section: ScheduleConfig, start: Tensor, end: Tensor) -> tuple[str, Tensor, Tensor, float]:
+    return section.schedule, start, end, section.fraction

@@ -1,5 +1,9 @@
-"""Values, targets, losses: one equation a function. Losses keep the population axis: means over B, never over P."""
+"""Values, targets, losses and their gradients: one equation a function.
 
+Losses keep the population axis: means over B, never over P.
+"""
+
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -9,13 +13,31 @@ def entropy(logits: Float[Tensor, "P B K N"]) -> Float[Tensor, "P B"]:
 
     Never a log-density of the relaxed sample, which diverges at a one-hot.
     """
+    return entropy_and_gradient(logits)[0]
+
+
+def entropy_and_gradient(
+    logits: Float[Tensor, "P B K N"],
+) -> tuple[Float[Tensor, "P B"], Float[Tensor, "P B K N"]]:
+    """H(pi(.|s)) and dH/dlogits = -pi_k (log pi_k + H_k)."""
     log_pi = logits.log_softmax(-1)
-    return -(log_pi.exp() * log_pi).sum((-2, -1))
+    pi = log_pi.exp()
+    minus_h = (pi * log_pi).sum(-1, keepdim=True)
+    return minus_h.sum((-2, -1)).neg_(), pi.mul_(minus_h - log_pi)
 
 
 def reduce_critics(q: Float[Tensor, "C P B"], how: str) -> Float[Tensor, "P B"]:
     """One value from C critics: their min (Fujimoto et al. 2018, eq. 10) or mean (Zhou et al. 2022)."""
     return q.amin(0) if how == "min" else q.mean(0)
+
+
+def reduce_gradient(
+    q: Float[Tensor, "C P B"], gradient: Float[Tensor, "C P B K N"], how: str
+) -> Float[Tensor, "P B K N"]:
+    """Gradient of `reduce_critics` from the gradients of the critics: that of the smallest, or their mean."""
+    if how == "min":
+        return gradient.take_along_dim(q.argmin(0, keepdim=True)[..., None, None], 0).squeeze(0)
+    return gradient.mean(0)
 
 
 def td_target(
@@ -30,6 +52,11 @@ def critic_loss(q_a: Float[Tensor, "C P B"], target: Float[Tensor, "P B"]) -> Fl
     return (q_a - target).square().sum(0).mean(-1)
 
 
+def critic_loss_gradient(q_a: Float[Tensor, "C P B"], target: Float[Tensor, "P B"]) -> Float[Tensor, "C P B"]:
+    """dL/dQ_c = 2 (Q_c(s, a) - z) / B."""
+    return (q_a - target).mul_(2 / target.shape[-1])
+
+
 def actor_loss(
     objective: Float[Tensor, "P B"], policy_entropy: Float[Tensor, "P B"], alpha: Float[Tensor, " P"]
 ) -> Float[Tensor, " P"]:
@@ -37,11 +64,16 @@ def actor_loss(
     return -(objective.mean(-1) + alpha * policy_entropy.mean(-1))
 
 
-def log_alpha_gradient(
-    policy_entropy: Float[Tensor, "P B"], target_entropy: Float[Tensor, " P"]
-) -> Float[Tensor, " P"]:
+def actor_loss_gradient(
+    objective: Float[Tensor, "P B K N"], policy_entropy: Float[Tensor, "P B K N"], alpha: Float[Tensor, " P"]
+) -> Float[Tensor, "P B K N"]:
+    """dL/dlogits from the gradients of Q(s, a) and of H(pi(.|s)) with respect to the logits."""
+    return torch.addcmul(objective, policy_entropy, alpha.view(-1, 1, 1, 1)).mul_(-1 / objective.shape[1])
+
+
+def log_alpha_gradient(mean_entropy: Float[Tensor, " P"], target_entropy: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
     """d/d log_alpha of log_alpha (H - H_target): alpha falls while the entropy is above its target.
 
     Differs from Haarnoja et al. 2018, eq. 18: log_alpha in place of alpha as the factor, as their own code has it.
     """
-    return policy_entropy.mean(-1) - target_entropy
+    return mean_entropy - target_entropy

@@ -7,7 +7,7 @@ row c * P + p.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -27,7 +27,8 @@ class PopulationMLP:
     """R multilayer perceptrons side by side.  [R, B, in] -> [R, B, out].
 
     Hidden layers are linear, optional layer normalisation (Ba et al. 2016, with scale and shift), ReLU. Weights start
-    as torch.nn.Linear's, the last layer's times `last_gain`; row r draws them from `generators[r]`.
+    as torch.nn.Linear's, the last layer's times `last_gain`; row r draws them from `generators[r]`. The derivative is
+    by hand: autograd's bookkeeping costs as much as the products of networks this small.
     """
 
     def __init__(
@@ -47,13 +48,60 @@ class PopulationMLP:
             if layer_norm and i < self.num_layers - 1:
                 self.shapes |= {f"scale{i}": (1, num_out), f"shift{i}": (1, num_out)}
         rows = [self._initial_row(generator, last_gain) for generator in generators]
-        self.flat: Float[Tensor, "R F"] = torch.stack(rows).to(device).requires_grad_()
+        self.flat: Float[Tensor, "R F"] = torch.stack(rows).to(device)
+        self.parameters = self.views(self.flat)
 
-    def __call__(self, x: Float[Tensor, "R B I"], *, frozen: bool = False) -> Float[Tensor, "R B O"]:
-        """Frozen: no gradient reaches the parameters, only the input."""
-        return _MLPFunction.apply(x, self.flat.detach() if frozen else self.flat, self)
+    def __call__(self, x: Float[Tensor, "R B I"]) -> Float[Tensor, "R B O"]:
+        return self.forward(x)[-1]
 
-    @torch.no_grad()
+    def forward(self, x: Float[Tensor, "R B I"]) -> list[Tensor]:
+        """All that `backward` needs, the output last."""
+        w = self.parameters
+        saved = [x]  # the input of each layer, and what its normalisation needs
+        for i in range(self.num_layers):
+            x = torch.baddbmm(w[f"bias{i}"], x, w[f"weight{i}"])
+            if i < self.num_layers - 1:
+                if self.layer_norm:
+                    raw = x
+                    x, mean, rstd = torch.native_layer_norm(raw, x.shape[-1:], None, None, LAYER_NORM_EPS)
+                    saved += [raw, mean, rstd, x]
+                    x = torch.addcmul(w[f"shift{i}"], x, w[f"scale{i}"])
+                x = x.relu_()
+            saved.append(x)
+        return saved
+
+    def parameter_gradient(self, saved: list[Tensor], gradient: Float[Tensor, "R B O"]) -> Float[Tensor, "R F"]:
+        """Gradient with respect to `flat`, from that with respect to the output."""
+        gradients: dict[str, Tensor] = {}
+        self._backward(saved, gradient, gradients)
+        return torch.cat([gradients[name].flatten(1) for name in self.shapes], 1)
+
+    def input_gradient(self, saved: list[Tensor], gradient: Float[Tensor, "R B O"]) -> Float[Tensor, "R B I"]:
+        """Gradient with respect to the input, from that with respect to the output."""
+        return torch.bmm(self._backward(saved, gradient, None), self.parameters["weight0"].transpose(1, 2))
+
+    def _backward(self, saved: list[Tensor], g: Tensor, gradients: dict[str, Tensor] | None) -> Tensor:
+        """Gradient with respect to the first layer's output before its ReLU; fills those of the parameters."""
+        w, saved = self.parameters, saved[:-1]
+        for i in reversed(range(self.num_layers)):
+            x = saved.pop()
+            if gradients is not None:
+                gradients[f"weight{i}"] = torch.bmm(x.transpose(1, 2), g)
+                gradients[f"bias{i}"] = g.sum(1, keepdim=True)
+            if i == 0:
+                break
+            g = torch.bmm(g, w[f"weight{i}"].transpose(1, 2))
+            g = torch.ops.aten.threshold_backward(g, x, 0)
+            if self.layer_norm:
+                normalized, rstd, mean, raw = (saved.pop() for _ in range(4))
+                if gradients is not None:
+                    gradients[f"shift{i - 1}"] = g.sum(1, keepdim=True)
+                    gradients[f"scale{i - 1}"] = (g * normalized).sum(1, keepdim=True)
+                g = torch.ops.aten.native_layer_norm_backward(
+                    g * w[f"scale{i - 1}"], raw, raw.shape[-1:], mean, rstd, None, None, [True, False, False]
+                )[0]
+        return g
+
     def move_towards(self, other: "PopulationMLP", rate: float) -> None:
         """Polyak averaging: parameters += rate * (other's - parameters)."""
         self.flat.lerp_(other.flat, rate)
@@ -79,59 +127,6 @@ class PopulationMLP:
         return torch.cat([part.flatten() for part in parts])
 
 
-class _MLPFunction(torch.autograd.Function):
-    """The MLP and its derivative by hand: half the time of autograd's, whose strided gradients make ReLU crawl."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, flat: Tensor, mlp: PopulationMLP) -> Tensor:
-        w = mlp.views(flat)
-        saved = [x]  # the input of each layer, and what its normalisation needs
-        for i in range(mlp.num_layers):
-            x = torch.baddbmm(w[f"bias{i}"], x, w[f"weight{i}"])
-            if i == mlp.num_layers - 1:
-                break
-            if mlp.layer_norm:
-                raw = x
-                x, mean, rstd = torch.native_layer_norm(raw, x.shape[-1:], None, None, LAYER_NORM_EPS)
-                saved += [raw, mean, rstd, x]
-                x = torch.addcmul(w[f"shift{i}"], x, w[f"scale{i}"])
-            x = x.relu_() if not mlp.layer_norm else x.relu()
-            saved.append(x)
-        ctx.save_for_backward(flat, *saved)
-        ctx.mlp = mlp
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        mlp: PopulationMLP = ctx.mlp
-        flat, *saved = ctx.saved_tensors
-        needs_x, needs_flat = ctx.needs_input_grad[:2]
-        flat_gradient = torch.empty_like(flat) if needs_flat else None
-        dw = mlp.views(flat_gradient) if flat_gradient is not None else None
-        w = mlp.views(flat)
-        g = gradients[0].contiguous()
-        for i in reversed(range(mlp.num_layers)):
-            x = saved.pop()
-            if dw is not None:
-                torch.bmm(x.transpose(1, 2), g, out=dw[f"weight{i}"])
-                torch.sum(g, 1, keepdim=True, out=dw[f"bias{i}"])
-            if i == 0 and not needs_x:
-                return None, flat_gradient, None
-            g = torch.bmm(g, w[f"weight{i}"].transpose(1, 2))
-            if i == 0:
-                return g, flat_gradient, None
-            g = torch.ops.aten.threshold_backward(g, x, 0)
-            if mlp.layer_norm:
-                normalized, rstd, mean, raw = (saved.pop() for _ in range(4))
-                if dw is not None:
-                    torch.sum(g, 1, keepdim=True, out=dw[f"shift{i - 1}"])
-                    torch.sum(g * normalized, 1, keepdim=True, out=dw[f"scale{i - 1}"])
-                g = torch.ops.aten.native_layer_norm_backward(
-                    g * w[f"scale{i - 1}"], raw, raw.shape[-1:], mean, rstd, None, None, [True, False, False]
-                )[0]
-        raise AssertionError("an MLP has at least one layer")
-
-
 class Actor:
     """Logits of each member's policy.  [P, B, D] -> [P, B, K, N]; choices that do not exist are impossible."""
 
@@ -149,8 +144,23 @@ class Actor:
         self.mlp = PopulationMLP(sizes, generators, device, last_gain=0.01)
 
     def __call__(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B K N"]:
-        logits = self.mlp(obs).unflatten(-1, (self.actions.num_factors, self.actions.width))
-        return self.actions.mask_logits(logits)
+        return self.logits(self.mlp.forward(obs))
+
+    def logits(self, saved: list[Tensor]) -> Float[Tensor, "P B K N"]:
+        """Of a forward pass of the network."""
+        return self.actions.mask_logits(saved[-1].unflatten(-1, (self.actions.num_factors, self.actions.width)))
+
+    def parameter_gradient(self, saved: list[Tensor], gradient: Float[Tensor, "P B K N"]) -> Float[Tensor, "P F"]:
+        """From a gradient with respect to the logits, which is zero at choices that do not exist."""
+        return self.mlp.parameter_gradient(saved, gradient.flatten(-2))
+
+
+class Evaluation(NamedTuple):
+    """Q(s, a) of every critic, and what its gradients need."""
+
+    q: Float[Tensor, "C P B"]
+    action: Float[Tensor, "P B K N"]
+    saved: list[Tensor]
 
 
 class PerActionCritic:
@@ -177,15 +187,24 @@ class PerActionCritic:
         sizes = [obs_size, *hidden_sizes, actions.num_factors * actions.width]
         self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
 
-    def encode(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "C P B KN"]:
-        """All that Q(s, .) needs to know of s: the head."""
-        rows = obs.repeat(self.num_critics, 1, 1)
-        return self.mlp(rows).unflatten(0, (self.num_critics, -1))
+    def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
+        """All that Q(s, .) needs to know of s: a forward pass that ends in the heads [CP, B, KN]."""
+        return self.mlp.forward(obs.repeat(self.num_critics, 1, 1))
 
-    def q(self, encoded: Float[Tensor, "C P B KN"], action: Float[Tensor, "P B K N"]) -> Float[Tensor, "C P B"]:
-        return (encoded * action.flatten(-2)).sum(-1) / self.actions.num_factors
+    def evaluate(self, encoded: list[Tensor], action: Float[Tensor, "P B K N"]) -> Evaluation:
+        """Q at a one-hot or relaxed action."""
+        heads = encoded[-1].unflatten(0, (self.num_critics, -1))
+        return Evaluation((heads * action.flatten(-2)).sum(-1) / self.actions.num_factors, action, encoded)
 
-    frozen_q = q  # the action's gradient is the head: nothing of the critic lies between
+    def action_gradient(self, evaluation: Evaluation) -> Float[Tensor, "C P B K N"]:
+        """dQ/da: the head itself."""
+        heads = evaluation.saved[-1].view(self.num_critics, *evaluation.action.shape)
+        return heads / self.actions.num_factors
+
+    def parameter_gradient(self, evaluation: Evaluation, gradient: Float[Tensor, "C P B"]) -> Float[Tensor, "CP F"]:
+        """From a gradient with respect to Q."""
+        heads = (gradient / self.actions.num_factors).unsqueeze(-1) * evaluation.action.flatten(-2)
+        return self.mlp.parameter_gradient(evaluation.saved, heads.flatten(0, 1))
 
 
 class JointCritic:
@@ -208,15 +227,22 @@ class JointCritic:
         sizes = [obs_size + actions.num_factors * actions.width, *hidden_sizes, 1]
         self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
 
-    def encode(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B D"]:
-        return obs
+    def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
+        return [obs]
 
-    def q(
-        self, encoded: Float[Tensor, "P B D"], action: Float[Tensor, "P B K N"], *, frozen: bool = False
-    ) -> Float[Tensor, "C P B"]:
-        rows = torch.cat([encoded, action.flatten(-2)], -1).repeat(self.num_critics, 1, 1)
-        return self.mlp(rows, frozen=frozen).squeeze(-1).unflatten(0, (self.num_critics, -1))
+    def evaluate(self, encoded: list[Tensor], action: Float[Tensor, "P B K N"]) -> Evaluation:
+        """Q at a one-hot or relaxed action."""
+        rows = torch.cat([encoded[0], action.flatten(-2)], -1).repeat(self.num_critics, 1, 1)
+        saved = self.mlp.forward(rows)
+        return Evaluation(saved[-1].view(self.num_critics, *action.shape[:2]), action, saved)
 
-    def frozen_q(self, encoded: Float[Tensor, "P B D"], action: Float[Tensor, "P B K N"]) -> Float[Tensor, "C P B"]:
-        """Q whose gradient reaches the action and not the critic's parameters."""
-        return self.q(encoded, action, frozen=True)
+    def action_gradient(self, evaluation: Evaluation) -> Float[Tensor, "C P B K N"]:
+        """dQ/da: back through the network to its input."""
+        ones = torch.ones_like(evaluation.saved[-1])
+        size = math.prod(evaluation.action.shape[2:])
+        gradient = self.mlp.input_gradient(evaluation.saved, ones)[..., -size:]
+        return gradient.unflatten(0, (self.num_critics, -1)).unflatten(-1, evaluation.action.shape[2:])
+
+    def parameter_gradient(self, evaluation: Evaluation, gradient: Float[Tensor, "C P B"]) -> Float[Tensor, "CP F"]:
+        """From a gradient with respect to Q."""
+        return self.mlp.parameter_gradient(evaluation.saved, gradient.flatten(0, 1).unsqueeze(-1))

@@ -8,8 +8,8 @@ from torch import Tensor
 class ObservationNormalizer:
     """(obs - mean) / std with statistics of all observations so far, merged batch by batch.
 
-    Parallel variance: Chan et al. 1983, eq. 2.1. One-hot and binary entries, and all of them where `enabled` is False,
-    pass unchanged.
+    Parallel variance: Chan et al. 1983, eq. 2.1. One-hot and binary entries keep mean 0 and variance 1, and so pass
+    unchanged, as all of them do where `enabled` is False.
     """
 
     LIMIT = 10.0  # standard deviations
@@ -37,13 +37,12 @@ class ObservationNormalizer:
         share = added / total.clamp(min=1)
         # The first count observations have variance var; before any there is none to merge.
         merged = (self.var * self.count + squares + delta.square() * self.count * share) / total.clamp(min=1)
-        self.var.copy_(torch.where(total > 0, merged, self.var))
-        self.mean.add_(delta * share)
+        self.var.copy_(torch.where(self.scaled, merged, self.var))
+        self.mean.add_(delta * share * self.scaled)
         self.count.copy_(total)
 
     def __call__(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B D"]:
         if self.is_identity:
             return obs
         mean, std = self.mean.unsqueeze(1), self.var.sqrt().clamp(min=1e-4).unsqueeze(1)
-        scaled = ((obs - mean) / std).clamp(-self.LIMIT, self.LIMIT)
-        return torch.where(self.scaled, scaled, obs)
+        return (obs - mean).div_(std).clamp_(-self.LIMIT, self.LIMIT)

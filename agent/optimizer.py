@@ -1,34 +1,41 @@
 """Adam over the flat parameters of a population: every member with its own learning rate and gradient norm."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
 class PopulationAdam:
-    """Adam (Kingma & Ba 2015, algorithm 1) on rows of parameters that never mix.  Parameters and gradients: [R, F]."""
+    """Adam (Kingma & Ba 2015, algorithm 1) on buffers of rows that never mix, each [R, F] with an R of its own."""
 
     def __init__(
-        self, flat: Float[Tensor, "R F"], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+        self, parameters: Sequence[Float[Tensor, "_ _"]], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
     ) -> None:
-        self.flat, self.betas, self.eps = flat.detach(), betas, eps  # detached: the same memory, outside autograd
-        self.first_moment = torch.zeros_like(self.flat)
-        self.second_moment = torch.zeros_like(self.flat)
-        self.scratch = torch.empty_like(self.flat)
-        self.step_count = torch.zeros((), device=flat.device)
+        self.parameters, self.betas, self.eps = list(parameters), betas, eps
+        self.first_moments = [torch.zeros_like(p) for p in parameters]
+        self.second_moments = [torch.zeros_like(p) for p in parameters]
+        self.scratch = [torch.empty_like(p) for p in parameters]
+        device = self.parameters[0].device
+        self.decay = torch.tensor(betas, dtype=torch.float64, device=device)
+        self.decayed = torch.ones_like(self.decay)  # beta^t
 
-    @torch.no_grad()
-    def step(self, gradient: Float[Tensor, "R F"], learning_rate: Float[Tensor, "R 1"]) -> None:
+    def step(self, gradients: Sequence[Float[Tensor, "_ _"]], learning_rates: Sequence[Float[Tensor, "_ 1"]]) -> None:
+        """Moves every buffer by its gradient, each row with its own learning rate."""
         beta1, beta2 = self.betas
-        self.step_count += 1
-        self.first_moment.lerp_(gradient, 1 - beta1)
-        self.second_moment.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        correction1, correction2 = 1 - beta1**self.step_count, 1 - beta2**self.step_count
-        # m / (sqrt(v / c2) + eps) as m sqrt(c2) / (sqrt(v) + eps sqrt(c2)), all in one scratch buffer.
+        self.decayed.mul_(self.decay)
+        correction1, correction2 = (1 - self.decayed).unbind()
+        # m / (sqrt(v / c2) + eps) as m sqrt(c2) / (sqrt(v) + eps sqrt(c2)), in one scratch buffer each.
         root = correction2.sqrt()
-        torch.sqrt(self.second_moment, out=self.scratch).add_(self.eps * root)
-        torch.div(self.first_moment, self.scratch, out=self.scratch)
-        self.flat.sub_(self.scratch.mul_(learning_rate * root / correction1))
+        eps, scale = self.eps * root, root / correction1
+        buffers = zip(self.parameters, self.first_moments, self.second_moments, self.scratch, strict=True)
+        for (p, m, v, scratch), g, rate in zip(buffers, gradients, learning_rates, strict=True):
+            m.lerp_(g, 1 - beta1)
+            v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            torch.sqrt(v, out=scratch).add_(eps)
+            torch.div(m, scratch, out=scratch)
+            p.sub_(scratch.mul_(rate * scale))
 
 
 def clip_grad_norm(gradient: Float[Tensor, "R F"], num_members: int, max_norm: float) -> Float[Tensor, " P"]:
@@ -36,7 +43,7 @@ def clip_grad_norm(gradient: Float[Tensor, "R F"], num_members: int, max_norm: f
 
     Rows r, r + P, r + 2P ... belong to the same member and share one norm.
     """
-    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(gradient, dim=1).view(-1, num_members), dim=0)
-    scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    gradient.mul_(scale.repeat(gradient.shape[0] // num_members).unsqueeze(-1))
+    rows = gradient.view(-1, num_members, gradient.shape[1])
+    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(rows, dim=2), dim=0)
+    rows.mul_((max_norm / (norm + 1e-6)).clamp_(max=1.0).unsqueeze(-1))
     return norm

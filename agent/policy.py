@@ -20,8 +20,8 @@ from agent.config import Config
 from agent.estimators import gumbel_noise
 from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
+from envs import VectorEnvironment
 from envs.errors import UserError
-from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
 
 
@@ -186,7 +186,7 @@ class Policy:
             )
         return self.info.env_id
 
-    def check_fits(self, env: GymnasiumAdapter) -> None:
+    def check_fits(self, env: VectorEnvironment) -> None:
         """PolicyError where the environment's spaces are not those of the policy."""
         for what, own, other in (
             ("observations", self.observations.space, env.observations.space),
@@ -204,7 +204,7 @@ class Policy:
         return selected
 
 
-def describe_policy(config: Config, env: GymnasiumAdapter, members: list[MemberInfo]) -> PolicyInfo:
+def describe_policy(config: Config, env: VectorEnvironment, members: list[MemberInfo]) -> PolicyInfo:
     """What policy.json says of policies trained in `env`."""
     return PolicyInfo(
         algorithm=config.algorithm,

@@ -7,7 +7,7 @@ Every step of an episode is used once, in the first update after the episode end
 update is finished under the newer policy; its earlier steps are at most a few small updates old.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config
-from agent.exploration import PersistentGumbelNoise
+from agent.exploration import NoiseDraw, PersistentGumbelNoise
 from agent.networks import Actor, PopulationMLP, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
@@ -25,6 +25,9 @@ from envs.gymnasium_adapter import Step
 
 class Reinforce:
     """All members' policies and baselines, the episodes not yet used, and the update."""
+
+    is_static = False  # the number of steps in an update varies
+    metric_names = ("actor/loss", "actor/entropy", "actor/grad_norm", "baseline/loss", "baseline/return")
 
     def __init__(
         self,
@@ -43,8 +46,8 @@ class Reinforce:
         self.actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
         sizes = [obs_size, *config.hidden_sizes, 1]
         self.baseline = PopulationMLP(sizes, member_generators(seeds, 1), device, last_gain=0.01)
-        self.actor_optimizer = PopulationAdam(self.actor.mlp.flat)
-        self.baseline_optimizer = PopulationAdam(self.baseline.flat)
+        self.actor_optimizer = PopulationAdam([self.actor.mlp.flat])
+        self.baseline_optimizer = PopulationAdam([self.baseline.flat])
         self.per_member: Callable[[str], Tensor] = lambda key: torch.tensor(config.per_member(key), device=device)
         self.gamma = self.per_member("gamma").unsqueeze(-1)
         self.learning_rate = self.per_member("reinforce.learning_rate").unsqueeze(-1)
@@ -71,12 +74,25 @@ class Reinforce:
         """The policy that is evaluated and saved: the trained one."""
         return self.actor
 
-    @torch.no_grad()
-    def explore(self, obs: Float[Tensor, "P E D"]) -> Int[Tensor, "P E K"]:
-        """Draws the action from the policy."""
-        return (self.actor(self.normalizer(obs)) + self.exploration.next()).argmax(-1)
+    def is_warming_up(self, env_steps: int) -> bool:
+        """Never: the policy explores from the first step."""
+        return False
 
-    @torch.no_grad()
+    def updates_due(self, env_steps: int) -> int:
+        """How many updates follow the step that made it so many."""
+        num_steps = env_steps // self.config.env.num_envs
+        return int(num_steps > 0 and num_steps % self.update_every == 0)
+
+    def draw_exploration(self) -> NoiseDraw:
+        return self.exploration.draw()
+
+    def draw_update(self) -> None:
+        """An update draws nothing."""
+
+    def explore(self, obs: Float[Tensor, "P E D"], draw: NoiseDraw, *, uniform: bool) -> Int[Tensor, "P E K"]:
+        """Draws the action from the policy."""
+        return (self.actor(self.normalizer(obs)) + self.exploration.next(draw)).argmax(-1)
+
     def observe(self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step) -> None:
         """Takes in one step of every environment."""
         slot = self.num_steps % len(self.reward)
@@ -93,10 +109,9 @@ class Reinforce:
         value = self.baseline(self.normalizer(step.next_obs)).squeeze(-1) * self.return_scale
         return self.gamma * value * (step.truncated & ~step.terminated)
 
-    def learn(self, progress: Tensor) -> Iterator[dict[str, Float[Tensor, " P"]]]:
-        """Updates from the episodes that ended since the last update, once enough steps were taken."""
-        if self.num_steps % self.update_every == 0:
-            yield self.update(progress)
+    def learn(self, progress: Float[Tensor, ""], draw: None) -> dict[str, Float[Tensor, " P"]]:
+        """Updates from the episodes that ended since the last update."""
+        return self.update(progress)
 
     def update(self, progress: Tensor) -> dict[str, Float[Tensor, " P"]]:
         """One policy step and a few of the baseline."""
@@ -106,16 +121,23 @@ class Reinforce:
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
 
         advantage, baseline_loss = self.advantage(obs, returns, weight, learning_rate)
-        logits = self.actor(obs)
-        log_pi = logits.log_softmax(-1).gather(-1, action.unsqueeze(-1)).squeeze(-1).sum(-1)
-        entropy = losses.entropy(logits)
-        loss = weighted_mean(-log_pi * advantage - self.entropy_coefficient.unsqueeze(-1) * entropy, weight)
-        (gradient,) = torch.autograd.grad(loss.sum(), self.actor.mlp.flat)
+        saved = self.actor.mlp.forward(obs)
+        logits = self.actor.logits(saved)
+        taken = self.actions.one_hot(action)
+        log_pi = (taken * logits.log_softmax(-1)).sum((-2, -1))
+        entropy, entropy_gradient = losses.entropy_and_gradient(logits)
+        coefficient = self.entropy_coefficient.unsqueeze(-1)
+        loss = weighted_mean(-log_pi * advantage - coefficient * entropy, weight)
+        # d log pi(a) / d logits = a - pi, a one-hot
+        score = advantage[..., None, None] * (taken - logits.softmax(-1))
+        per_row = -(score + coefficient[..., None, None] * entropy_gradient)
+        share = weight / weight.sum(-1, keepdim=True).clamp(min=1)
+        gradient = self.actor.parameter_gradient(saved, per_row * share[..., None, None])
         norm = clip_grad_norm(gradient, self.num_members, self.config.max_grad_norm)
-        self.actor_optimizer.step(gradient, learning_rate)
+        self.actor_optimizer.step([gradient], [learning_rate])
         return {
-            "actor/loss": loss.detach(),
-            "actor/entropy": weighted_mean(entropy.detach(), weight),
+            "actor/loss": loss,
+            "actor/entropy": weighted_mean(entropy, weight),
             "actor/grad_norm": norm,
             "baseline/loss": baseline_loss,
             "baseline/return": weighted_mean(returns, weight),
@@ -164,18 +186,19 @@ class Reinforce:
         if not self.settings.baseline:
             advantage = returns - weighted_mean(returns, weight).unsqueeze(-1)
             return self.normalized(advantage, weight), torch.zeros_like(returns[:, 0])
-        with torch.no_grad():
-            advantage = returns - self.baseline(obs).squeeze(-1) * self.return_scale
-            rms = weighted_mean(returns.square(), weight).sqrt().unsqueeze(-1)
-            self.return_scale = torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale)
+        advantage = returns - self.baseline(obs).squeeze(-1) * self.return_scale
+        rms = weighted_mean(returns.square(), weight).sqrt().unsqueeze(-1)
+        self.return_scale = torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale)
         loss = torch.zeros_like(returns[:, 0])
+        share = weight / weight.sum(-1, keepdim=True).clamp(min=1)
         for _ in range(self.settings.baseline_updates):
-            error = self.baseline(obs).squeeze(-1) - returns / self.return_scale
+            saved = self.baseline.forward(obs)
+            error = saved[-1].squeeze(-1) - returns / self.return_scale
             loss = weighted_mean(error.square(), weight)
-            (gradient,) = torch.autograd.grad(loss.sum(), self.baseline.flat)
+            gradient = self.baseline.parameter_gradient(saved, (2 * error * share).unsqueeze(-1))
             clip_grad_norm(gradient, self.num_members, self.config.max_grad_norm)
-            self.baseline_optimizer.step(gradient, learning_rate)
-        return self.normalized(advantage, weight), loss.detach()
+            self.baseline_optimizer.step([gradient], [learning_rate])
+        return self.normalized(advantage, weight), loss
 
     def normalized(self, advantage: Float[Tensor, "P B"], weight: Tensor) -> Float[Tensor, "P B"]:
         if not self.settings.normalize_returns:

@@ -1,12 +1,10 @@
-"""Experience on the device: a ring of slots per environment, n-step windows put together when sampled."""
+"""Experience on the device: a ring of slots per environment that keeps each observation, and each frame of it, once."""
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
-from torch import Generator, Tensor
-
-NUM_DRAWS = 4  # of a slot, before falling back: one in 2^4 misses even where all episodes last one step
+from jaxtyping import Bool, Float, Float64, Int
+from torch import Tensor
 
 
 class Batch(NamedTuple):
@@ -20,12 +18,16 @@ class Batch(NamedTuple):
 
 
 class Replay:
-    """The newest slots of each environment, [P, E, S]; each observation is stored once.
+    """The newest slots of each environment, [P, E, S], and the n-step windows that start in them.
 
-    A slot holds an observation and, if it starts a transition, what followed it. The successor of slot i is the
-    observation in slot i + 1; the slot after an episode's last step holds the terminal observation and starts nothing,
-    and so does the newest slot. A window therefore ends where the next slot starts no transition: at the end of an
-    episode or at the newest step, where it bootstraps after m < n rewards.
+    Observations of an episode lie in consecutive slots, the terminal one included: the successor of slot i, m steps on,
+    is slot i + m. Where an observation stacks F frames a slot keeps the newest only, an observation is slot i and the
+    F - 1 before it, and an episode begins with F - 1 slots of older frames.
+
+    A window grows while steps come in, until it holds n rewards or its episode ends; that of the newest step holds one.
+    `starts` lists the slots that start a transition, oldest first, so that one draw finds one of them, uniformly.
+
+    Memory of a step: a frame, 4 (K + 3) bytes of window, 9 of lists; 10^6 steps of 84x84x4 uint8 take 6.6 GiB.
     """
 
     def __init__(
@@ -35,19 +37,36 @@ class Replay:
         capacity: int,
         obs_size: int,
         num_factors: int,
+        n_step: int,
+        gamma: Float[Tensor, " P"],
         *,
+        frame_stack: int = 1,
         obs_dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.num_slots = max(2, capacity // num_envs)
+        # Slots that one step may use: its successor, and after an end the frames of the next episode's first obs.
+        self.lookahead = 1 + frame_stack
+        self.num_slots = max(capacity // num_envs, n_step + 2 * self.lookahead + 1)
+        self.num_factors, self.frame_stack = num_factors, frame_stack
         num_rows = num_members * num_envs * self.num_slots
-        self.obs = torch.zeros((num_rows, obs_size), dtype=obs_dtype, device=device)
-        self.action = torch.zeros((num_rows, num_factors), dtype=torch.int32, device=device)
-        self.outcome = torch.zeros((num_rows, 3), device=device)  # reward, terminated, starts a transition
+        self.frames = torch.zeros((num_rows, obs_size // frame_stack), dtype=obs_dtype, device=device)
+        self.window = torch.zeros((num_rows, num_factors + 3), device=device)  # action, reward, discount, length m
+        self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+
         shape = (num_members, num_envs)
-        self.first_row = self.num_slots * torch.arange(num_members * num_envs, device=device).view(shape)
-        self.newest = torch.zeros(shape, dtype=torch.int64, device=device)  # slot of the newest observation
-        self.num_filled = torch.zeros(shape, dtype=torch.int64, device=device)
+        first_row = self.num_slots * torch.arange(num_members * num_envs, device=device)
+        self.first_row: Int[Tensor, "P E"] = first_row.view(shape)
+        self.newest = torch.full(shape, frame_stack - 1, device=device)  # slot of the newest observation
+        self.age = torch.zeros(shape, dtype=torch.int64, device=device)  # steps since the episode began
+        self.num_started = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.num_dropped = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.gamma = gamma.unsqueeze(-1)
+        self.empty_window = torch.tensor([0.0, 1.0, 0.0], device=device).expand(*shape, 3)
+        self.lag = torch.arange(n_step, device=device)
+        self.ahead = torch.arange(1, 1 + self.lookahead, device=device)
+        self.written = torch.arange(-frame_stack + 1, 2, device=device)  # the frames of obs, the newest of next_obs
+        self.stacked = self.written[:-1]
 
     def add(
         self,
@@ -60,53 +79,52 @@ class Replay:
         valid: Bool[Tensor, "P E"],
     ) -> None:
         """Writes one step of every environment; where not valid, leaves no trace."""
-        row = (self.first_row + self.newest).flatten()
-        successor = (self.first_row + (self.newest + 1) % self.num_slots).flatten()
-        self.obs[row] = obs.flatten(0, 1).to(self.obs.dtype)
-        self.action[row] = action.flatten(0, 1).to(self.action.dtype)
-        self.outcome[row] = torch.stack([reward, terminated.float(), valid.float()], -1).flatten(0, 1)
-        self.obs[successor] = next_obs.flatten(0, 1).to(self.obs.dtype)
-        self.outcome[successor] = 0.0
-        used = valid * (1 + (terminated | truncated).long())
-        self.newest.add_(used).remainder_(self.num_slots)
-        self.num_filled.add_(used).clamp_(max=self.num_slots)
+        frames = torch.cat([obs, next_obs[..., -self.frames.shape[1] :]], -1).to(self.frames.dtype)
+        self.frames[self.rows(self.newest, self.written)] = frames.unflatten(-1, (-1, self.frames.shape[1]))
 
-    def sample(
-        self, batch_size: int, n_step: int, gamma: Float[Tensor, " P"], generator: Generator | None = None
-    ) -> Batch:
-        """Transitions drawn uniformly with replacement, each with a window of up to `n_step` rewards."""
-        start, env = self._draw_starts(batch_size, generator)
-        base = self.first_row.gather(1, env)
-        reward, discount = torch.zeros_like(base, dtype=torch.float32), torch.ones_like(base, dtype=torch.float32)
-        alive = torch.ones_like(discount)
-        length = torch.zeros_like(base)
-        for i in range(n_step):
-            step_reward, terminated, starts = self.outcome[base + (start + i) % self.num_slots].unbind(-1)
-            alive = alive * starts
-            reward = reward + alive * discount * step_reward
-            discount = torch.where(alive > 0, discount * gamma.unsqueeze(-1) * (1 - terminated), discount)
-            length = length + alive.long()
-        row = base + start
-        next_row = base + (start + length) % self.num_slots
-        return Batch(self.obs[row].float(), self.action[row].long(), reward, discount, self.obs[next_row].float())
+        # Room for the slots that this step may use: the transitions that started there are the oldest.
+        row, ahead = self.first_row + self.newest, self.rows(self.newest, self.ahead)
+        self.num_dropped.add_(self.is_start[ahead].sum(-1))
+        self.is_start[ahead] = False
+        self.is_start[row] = valid
+        self.starts[self.first_row + self.num_started % self.num_slots] = self.newest
+        self.num_started.add_(valid)
 
-    def _draw_starts(self, batch_size: int, generator: Generator | None) -> tuple[Tensor, Tensor]:
-        """Slots that start a transition [P, B], and their environments.
+        # The reward joins the windows of the last n steps of the episode, this one's included.
+        self.window[row] = torch.cat([action, self.empty_window], -1)
+        rows = self.rows(self.newest, -self.lag)
+        window = self.window[rows]
+        total, discount, length = window[..., -3:].unbind(-1)
+        grows = (self.lag <= self.age.unsqueeze(-1)) & valid.unsqueeze(-1)
+        total.addcmul_(discount, reward.unsqueeze(-1) * grows)
+        discount.mul_(torch.where(grows, (self.gamma * ~terminated).unsqueeze(-1), 1.0))
+        length.add_(grows)
+        self.window[rows] = window
 
-        The first of these that starts one: four uniform draws; the slot before the first draw, which starts nothing
-        because it follows an episode's last step; the newest transition, which lies one slot back, or two after an end.
+        ended = terminated | truncated
+        self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
+        self.age.add_(valid).mul_(~(ended & valid))
+
+    def sample(self, draw: Float64[Tensor, "2 P B"]) -> Batch:
+        """Transitions drawn with replacement, uniformly over environments and over what each holds.
+
+        Args:
+            draw: uniform on [0, 1): which environment, which of its transitions.
         """
-        num_members, num_envs = self.newest.shape
-        shape = (2, NUM_DRAWS, num_members, batch_size)
-        u = torch.rand(shape, device=self.newest.device, dtype=torch.float64, generator=generator)
-        env = (u[0] * num_envs).long()
-        newest, filled, first_row = (
-            x.expand(NUM_DRAWS, -1, -1).gather(2, env) for x in (self.newest, self.num_filled, self.first_row)
-        )
-        drawn = (newest - 1 - (u[1] * filled).long()) % self.num_slots
-        others = torch.stack([drawn[0] - 1, newest[0] - 1, newest[0] - 2]) % self.num_slots
-        row = torch.cat([first_row + drawn, first_row[:1] + others])
-        slot, env = torch.cat([drawn, others]), torch.cat([env, env[:1].expand(3, -1, -1)])
-        preference = torch.arange(len(slot), 0, -1, device=slot.device).view(-1, 1, 1)
-        choice = (self.outcome[row, 2] * preference).argmax(0, keepdim=True)
-        return slot.gather(0, choice).squeeze(0), env.gather(0, choice).squeeze(0)
+        env = (draw[0] * self.newest.shape[1]).long()
+        first_row, dropped, started = (x.gather(1, env) for x in (self.first_row, self.num_dropped, self.num_started))
+        number = dropped + (draw[1] * (started - dropped)).long()
+        slot = self.starts[first_row + number % self.num_slots]
+        window = self.window[first_row + slot]
+        reward, discount, length = window[..., -3:].unbind(-1)
+        obs, next_obs = self.obs(first_row, slot), self.obs(first_row, slot + length.long())
+        return Batch(obs, window[..., : self.num_factors].long(), reward, discount, next_obs)
+
+    def obs(self, first_row: Int[Tensor, "P B"], slot: Int[Tensor, "P B"]) -> Float[Tensor, "P B D"]:
+        """The observations whose newest frames lie in these slots."""
+        rows = first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.stacked) % self.num_slots
+        return self.frames[rows].flatten(-2).float()
+
+    def rows(self, slot: Int[Tensor, "P E"], offsets: Int[Tensor, " F"]) -> Int[Tensor, "P E F"]:
+        """Rows of the slots at these offsets from one of each environment."""
+        return self.first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + offsets) % self.num_slots

@@ -1,7 +1,7 @@
 """Worlds: Gymnasium environments of any discrete action space, as tensors. Imports nothing of `agent`."""
 
 from envs.errors import UserError
-from envs.factory import make
+from envs.factory import VectorEnvironment, make
 from envs.functional import FunctionalEnv, TensorEnv
 from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter, Step
@@ -20,6 +20,7 @@ __all__ = [
     "Step",
     "TensorEnv",
     "UserError",
+    "VectorEnvironment",
     "make",
     "space_from_json",
     "space_to_json",

@@ -51,6 +51,8 @@ class TensorEnv:
     never written to again. Actions are not checked: that would have to wait for the device.
     """
 
+    render_fps = 30
+
     def __init__(
         self,
         env: FunctionalEnv,

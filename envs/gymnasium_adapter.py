@@ -17,7 +17,8 @@ from envs.spaces import FactoredActions, FlatObservations
 
 
 class Step(NamedTuple):
-    """What one step of all environments gave. Tensors may be shared between fields and steps: do not write to them.
+    """What one step of all environments gave. Tensors may be shared between fields and with the next step: do not write
+    to them, and copy what must outlive it.
 
     obs: what to act on next. next_obs: the true successor of the action, the terminal observation where the episode
     ended. valid: False for the filler step of NEXT_STEP autoreset, whose action was ignored: leave it out everywhere.
@@ -41,6 +42,7 @@ class GymnasiumAdapter:
         self.num_envs = vector_env.num_envs
         self.device = torch.device(device)
         self.spec_id = vector_env.spec.id if vector_env.spec else type(vector_env.unwrapped).__name__
+        self.render_fps = vector_env.metadata.get("render_fps", 30)
         self._autoreset = _autoreset_mode(vector_env, self.spec_id)
         try:
             self.observations = FlatObservations(vector_env.single_observation_space)
@@ -48,13 +50,14 @@ class GymnasiumAdapter:
         except UserError as error:
             raise UserError(f"{self.spec_id} has {error}") from None
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-        self._all_valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
+        self._hand_over = _Transfer(self.num_envs, self.observations.size, self.device)
 
     def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
         """Starts a new episode in every environment; `seed` decides all of their random numbers."""
         obs, _ = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-        return self._tensor(self._flatten(obs))
+        return torch.from_numpy(self._flatten(obs)).to(self.device)
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
         """Acts in every environment; the next episode of one that ends begins by itself."""
@@ -69,7 +72,7 @@ class GymnasiumAdapter:
         if self._autoreset is AutoresetMode.NEXT_STEP and self._ended.any():
             for values in (reward, terminated, truncated):
                 values[self._ended] = 0
-            valid = self._tensor(~self._ended)
+            valid = ~self._ended
         self._check_finite(reward, "a reward")
         self._ended = terminated | truncated
         if self._autoreset is not AutoresetMode.NEXT_STEP and self._ended.any():
@@ -78,10 +81,7 @@ class GymnasiumAdapter:
             else:
                 obs = self._reset_ended(obs)
 
-        obs_tensor = self._tensor(obs)
-        next_obs_tensor = obs_tensor if next_obs is obs else self._tensor(next_obs)
-        flags = self._tensor(terminated), self._tensor(truncated)
-        return Step(obs_tensor, self._tensor(reward), *flags, next_obs_tensor, valid)
+        return self._hand_over(obs, reward, terminated, truncated, next_obs, valid)
 
     def render(self) -> Any:
         """Returns the frames of all environments, in the render mode that the environment was made with."""
@@ -130,8 +130,34 @@ class GymnasiumAdapter:
             index = int(np.argwhere(~finite)[0, 0])
             raise RuntimeError(f"{self.spec_id}: environment {index} gave {name} that is not finite: {values[index]}")
 
-    def _tensor(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self.device)
+
+class _Transfer:
+    """Steps from NumPy to the device: shared memory on a CPU, one pinned transfer into one buffer on a GPU."""
+
+    def __init__(self, num_envs: int, obs_size: int, device: torch.device) -> None:
+        self.on_cpu = device.type == "cpu"
+        if not self.on_cpu:
+            self.host = torch.empty((num_envs, 2 * obs_size + 4), pin_memory=device.type == "cuda")
+            self.device = torch.empty(self.host.shape, device=device)
+            self.flags = torch.empty((3, num_envs), dtype=torch.bool, device=device)
+            self.obs, self.next_obs, self.reward, self.numbers = self.device.split([obs_size, obs_size, 1, 3], 1)
+
+    def __call__(
+        self,
+        obs: np.ndarray,
+        reward: np.ndarray,
+        terminated: np.ndarray,
+        truncated: np.ndarray,
+        next_obs: np.ndarray,
+        valid: np.ndarray,
+    ) -> Step:
+        if self.on_cpu:
+            return Step(*map(torch.from_numpy, (obs, reward, terminated, truncated, next_obs, valid)))
+        # The copy of the step before is over: its actions have been waited for since.
+        np.concatenate([obs, next_obs, np.stack([reward, terminated, truncated, valid], 1)], 1, out=self.host.numpy())
+        self.device.copy_(self.host, non_blocking=True)
+        torch.ne(self.numbers.T, 0, out=self.flags)
+        return Step(self.obs, self.reward[:, 0], self.flags[0], self.flags[1], self.next_obs, self.flags[2])
 
 
 def _autoreset_mode(vector_env: VectorEnv, spec_id: str) -> AutoresetMode:

@@ -26,6 +26,7 @@ class _Numbers:
         self.ndim = len(space.shape)
         self.size = int(np.prod(space.shape))
         self.binary = isinstance(space, spaces.MultiBinary)
+        self.is_bytes = self.binary or space.dtype == np.uint8
 
     def encode(self, obs: Any) -> Float32[np.ndarray, "E D"]:
         return np.array(obs, dtype=np.float32, order="C").reshape(len(obs), self.size)
@@ -34,7 +35,7 @@ class _Numbers:
 class _OneHot:
     """Encodes Discrete and MultiDiscrete: one column for each value of each entry."""
 
-    binary = True
+    binary = is_bytes = True
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         counts = _counts(space)
@@ -55,6 +56,7 @@ class FlatObservations:
     """Turns the observations of any supported space into float32 vectors, in the order of Gymnasium's `flatten`.
 
     size: D, the length of a vector. binary: bool [D], True for one-hot and binary entries, which are never normalised.
+    are_bytes: whether every entry is a whole number from 0 to 255.
     """
 
     def __init__(self, space: Space) -> None:
@@ -63,6 +65,7 @@ class FlatObservations:
         self.size = sum(encoder.size for _, encoder in self._leaves)
         if self.size == 0:
             raise UserError(f"observation space {space}, which holds no number at all")
+        self.are_bytes = all(encoder.is_bytes for _, encoder in self._leaves)
         self.binary = np.concatenate([np.full(encoder.size, encoder.binary) for _, encoder in self._leaves])
 
     def is_batch(self, obs: Any) -> bool:

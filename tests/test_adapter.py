@@ -105,7 +105,7 @@ def test_reset_forgets_the_episode_that_had_ended() -> None:
 
 
 def test_cartpole_own_vector_env_gives_fillers_from_the_reset_distribution() -> None:
-    adapter = make("CartPole-v1", 4)
+    adapter = make("CartPole-v1", 4, vectorization_mode="vector_entry_point")
     assert adapter.vector_env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     _, steps = rollout(adapter, 60)  # always left: an episode lasts about ten steps
     ended = torch.stack([step.terminated for step in steps])

@@ -119,52 +119,74 @@ def test_bias_vanishes_and_variance_grows_as_tau_falls(generator: Generator) -> 
     assert variances[0] < variances[1] < variances[2]
 
 
-def enumerated_gradient(logits: Tensor, q: Callable[[Tensor], Tensor]) -> Tensor:
+class AnyQ:
+    """Q(s, .) given as a differentiable function of [P, B, K, N] actions."""
+
+    def __init__(self, q: Callable[[Tensor], Tensor]) -> None:
+        self.value = q
+
+    def value_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
+        action = action.clone().requires_grad_()
+        value = self.value(action)
+        return value.detach(), torch.autograd.grad(value.sum(), action)[0]
+
+
+def linear_q(v: Tensor) -> AnyQ:
+    return AnyQ(lambda action: (action * v).sum((-2, -1)))
+
+
+def curved_q(action: Tensor) -> Tensor:
+    return action[..., 0, 1] * action[..., 1, 0] * 3 + (action[..., 0, 2] + action[..., 1, 1]) ** 2
+
+
+def enumerated_gradient(logits: Tensor, q: AnyQ) -> Tensor:
     """d/dlogits of sum_a pi(a) Q(a) over all joint actions of [K, N] logits."""
 
     def expectation(x: Tensor) -> Tensor:
         total = torch.zeros(())
         for joint in itertools.product(range(logits.shape[1]), repeat=logits.shape[0]):
             action = torch.nn.functional.one_hot(torch.tensor(joint), logits.shape[1]).float()
-            total = total + (x.softmax(-1) * action).sum(-1).prod() * q(action[None, None])[0, 0]
+            total = total + (x.softmax(-1) * action).sum(-1).prod() * q.value(action[None, None])[0, 0]
         return total
 
     return gradient_of(expectation, logits)
 
 
-def linear_q(v: Tensor) -> Callable[[Tensor], Tensor]:
-    return lambda action: (action * v).sum((-2, -1))
+@pytest.mark.parametrize("tau", [0.3, 2.0])
+def test_straight_through_is_the_gradient_through_its_sample(tau: float, generator: Generator) -> None:
+    """The closed form against autograd through `straight_through_gumbel_softmax`, at a critic that is not linear."""
+    logits = torch.randn(2, 50, 2, 3, generator=generator)
+    noise = gumbel_noise((1, 2, 50, 2, 3), generator)
+    expected = gradient_of(lambda x: curved_q(straight_through_gumbel_softmax(x, tau, noise=noise[0])), logits)
+    estimate = ESTIMATORS["straight_through_gumbel_softmax"].estimate
+    _, gradient = estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_factors", [1, 2])
 def test_exact_equals_enumeration_for_a_linear_critic(num_factors: int, generator: Generator) -> None:
     logits, q = LOGITS[:num_factors], linear_q(torch.randn(num_factors, 3, generator=generator))
-    objective = ESTIMATORS["exact"].objective
-    gradient = gradient_of(lambda x: objective(x[None, None], torch.ones(()), torch.zeros(0), q), logits)
-    torch.testing.assert_close(gradient, enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
+    _, gradient = ESTIMATORS["exact"].estimate(logits[None, None], torch.ones(()), torch.zeros(0), q)
+    torch.testing.assert_close(gradient[0, 0], enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
 
 
 def test_score_function_is_unbiased_for_a_critic_that_is_not_linear(generator: Generator) -> None:
     """Five standard errors per entry: false alarm < 4e-6."""
-
-    def q(action: Tensor) -> Tensor:
-        return action[..., 0, 1] * action[..., 1, 0] * 3 + (action[..., 0, 2] + action[..., 1, 1]) ** 2
-
-    num_draws = 200_000
-    logits = LOGITS.expand(1, num_draws, 2, 3)
+    num_draws, q = 200_000, AnyQ(curved_q)
     noise = gumbel_noise((2, 1, num_draws, 2, 3), generator)
-    gradient = gradient_of(lambda x: ESTIMATORS["score_function"].objective(x, torch.ones(()), noise, q), logits)[0]
+    estimate = ESTIMATORS["score_function"].estimate
+    gradient = estimate(LOGITS.expand(1, num_draws, 2, 3), torch.ones(()), noise, q).gradient[0]
     error = (gradient.mean(0) - enumerated_gradient(LOGITS, q)).abs()
     assert (error < 5 * gradient.std(0) / num_draws**0.5).all()
 
 
 @pytest.mark.parametrize("name", ["straight_through_gumbel_softmax", "score_function"])
-def test_objective_has_the_value_of_the_critic_at_the_drawn_action(name: str, generator: Generator) -> None:
+def test_value_is_that_of_the_critic_at_the_drawn_action(name: str, generator: Generator) -> None:
     q = linear_q(torch.randn(2, 3, generator=generator))
     noise = gumbel_noise((ESTIMATORS[name].num_samples, 1, 8, 2, 3), generator)
     logits = LOGITS.expand(1, 8, 2, 3)
-    value = ESTIMATORS[name].objective(logits, torch.ones(()), noise, q)
-    torch.testing.assert_close(value, q(hard_sample(logits, noise[0])))
+    value, _ = ESTIMATORS[name].estimate(logits, torch.ones(()), noise, q)
+    torch.testing.assert_close(value, q.value(hard_sample(logits, noise[0])))
 
 
 def test_padding_choices_have_no_probability() -> None:

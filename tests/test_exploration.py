@@ -14,7 +14,7 @@ def test_actions_follow_the_policy_at_every_step(rho: float, generator: Generato
     noise = PersistentGumbelNoise((1, num_envs, 1, 3), torch.tensor([rho]), generator)
     pi = logits.softmax(-1)
     for _ in range(5):
-        frequency = (logits + noise.next()).argmax(-1).flatten().bincount(minlength=3) / num_envs
+        frequency = (logits + noise.next(noise.draw())).argmax(-1).flatten().bincount(minlength=3) / num_envs
         assert ((frequency - pi).abs() < 5 * (pi * (1 - pi) / num_envs).sqrt()).all()
 
 
@@ -22,12 +22,12 @@ def test_noise_is_kept_with_probability_rho_per_member(generator: Generator) -> 
     """Five standard errors: false alarm < 2e-6."""
     rho = torch.tensor([0.0, 0.5, 0.9])
     noise = PersistentGumbelNoise((3, 20_000, 2, 2), rho, generator)
-    before, after = noise.next(), noise.next()
+    before, after = noise.next(noise.draw()), noise.next(noise.draw())
     kept = (before == after).all(-1).all(-1).float().mean(-1)
     assert ((kept - rho).abs() <= 5 * (rho * (1 - rho) / 20_000).sqrt()).all()
 
 
 def test_a_vector_is_kept_or_drawn_as_a_whole(generator: Generator) -> None:
     noise = PersistentGumbelNoise((1, 5000, 2, 3), torch.tensor([0.5]), generator)
-    same = (noise.next() == noise.next()).flatten(2)
+    same = (noise.next(noise.draw()) == noise.next(noise.draw())).flatten(2)
     assert (same.all(-1) == same.any(-1)).all()

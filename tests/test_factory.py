@@ -48,20 +48,23 @@ def mode_of(adapter: GymnasiumAdapter) -> str:
 
 
 @pytest.mark.parametrize(
-    ("env_id", "arguments", "expected"),
+    ("env_id", "num_envs", "arguments", "expected"),
     [
-        ("CartPole-v1", {}, "own"),
-        ("CartPole-v1", {"kwargs": {"sutton_barto_reward": True, "max_episode_steps": 7}}, "own"),
-        ("CartPole-v1", {"kwargs": {"disable_env_checker": True}}, "sync"),  # its own one does not take it
-        ("CartPole-v1", {"render_mode": "rgb_array"}, "sync"),
-        ("CartPole-v1", {"vectorization_mode": "sync"}, "sync"),
-        ("CartPole-v1", {"vectorization_mode": "async"}, "async"),
-        ("CartPole-v1", {"vectorization_mode": "vector_entry_point"}, "own"),
-        ("Acrobot-v1", {}, "sync"),
+        ("CartPole-v1", 16, {}, "own"),
+        ("CartPole-v1", 15, {}, "sync"),
+        ("CartPole-v1", 16, {"kwargs": {"sutton_barto_reward": True, "max_episode_steps": 7}}, "own"),
+        ("CartPole-v1", 16, {"kwargs": {"disable_env_checker": True}}, "sync"),  # its own one does not take it
+        ("CartPole-v1", 16, {"render_mode": "rgb_array"}, "sync"),
+        ("CartPole-v1", 16, {"vectorization_mode": "sync"}, "sync"),
+        ("CartPole-v1", 2, {"vectorization_mode": "async"}, "async"),
+        ("CartPole-v1", 2, {"vectorization_mode": "vector_entry_point"}, "own"),
+        ("Acrobot-v1", 16, {}, "sync"),
     ],
 )
-def test_mode_is_the_one_asked_for_or_the_fastest_that_fits(env_id: str, arguments: Any, expected: str) -> None:
-    assert mode_of(make(env_id, 2, **arguments)) == expected
+def test_mode_is_the_one_asked_for_or_the_fastest_that_fits(
+    env_id: str, num_envs: int, arguments: Any, expected: str
+) -> None:
+    assert mode_of(make(env_id, num_envs, **arguments)) == expected
 
 
 def test_wrappers_in_the_registration_keep_an_environment_from_its_own_vector_env(registry: dict[str, Any]) -> None:

@@ -9,7 +9,8 @@ import envs
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.estimators import gumbel_of
+from agent.gumbel_actor_critic import GumbelActorCritic, ReducedQ
 from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
 
@@ -41,9 +42,15 @@ def parameters(agent: GumbelActorCritic) -> dict[str, Tensor]:
     return {name: mlp.flat.detach().clone() for name, mlp in networks.items()} | {"alpha": agent.log_alpha.clone()}
 
 
-def td_targets(agent: GumbelActorCritic, batch: Batch, noise_seed: int = 0) -> Tensor:
-    agent.generator = Generator().manual_seed(noise_seed)
-    return agent.update(batch, PROGRESS, agent.draw_noise(batch.reward.shape[1]))["critic/td_target"]
+def update(agent: GumbelActorCritic, batch: Batch) -> dict[str, Tensor]:
+    """One update with noise of its own seed."""
+    agent.generator = Generator().manual_seed(0)
+    draw = agent.draw_update()
+    return agent.update(batch, PROGRESS, gumbel_of(draw.actor), gumbel_of(draw.target))
+
+
+def td_targets(agent: GumbelActorCritic, batch: Batch) -> Tensor:
+    return update(agent, batch)["critic/td_target"]
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
@@ -58,7 +65,7 @@ def test_every_combination_moves_every_network(
     overrides = [f"critic.structure={structure}", f"estimator.name={estimator}", "critic.layer_norm=true"]
     agent = make_agent(*overrides, num_choices=num_choices)
     before = parameters(agent)
-    metrics = agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    metrics = update(agent, make_batch(agent, generator))
     for name, value in parameters(agent).items():
         assert value.isfinite().all() and not torch.equal(value, before[name]), name
     assert all(value.shape == (1,) and value.isfinite().all() for value in metrics.values())
@@ -67,21 +74,6 @@ def test_every_combination_moves_every_network(
 def test_exact_with_several_factors_and_an_automatic_critic_is_refused() -> None:
     with pytest.raises(ValueError, match="estimator.name=exact needs critic.structure=per_action"):
         make_agent("estimator.name=exact", num_choices=(3, 2))
-
-
-@pytest.mark.parametrize("structure", ["per_action", "joint"])
-def test_actor_loss_moves_no_critic_and_critic_loss_no_actor(structure: str, generator: Generator) -> None:
-    agent = make_agent(f"critic.structure={structure}")
-    batch = make_batch(agent, generator)
-    encoded = agent.critics.encode(batch.obs)
-    action = torch.zeros(1, 8, 1, 3).index_fill_(3, torch.tensor(1), 1.0).requires_grad_()
-    objective = agent.critics.frozen_q(encoded.detach(), action).sum()
-    gradients = torch.autograd.grad(
-        objective, [action, agent.critics.mlp.flat, agent.actor.mlp.flat], allow_unused=True
-    )
-    assert gradients[0].abs().sum() > 0 and gradients[1] is None and gradients[2] is None
-    loss = agent.critics.q(encoded, action.detach()).sum()
-    assert torch.autograd.grad(loss, [agent.critics.mlp.flat, agent.actor.mlp.flat], allow_unused=True)[1] is None
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
@@ -102,10 +94,10 @@ def test_target_of_a_joint_critic_takes_a_hard_action_of_the_current_policy(gene
     agent = make_agent("critic.structure=joint", num_choices=(3, 2))
     with torch.no_grad():
         agent.actor.mlp.flat.mul_(50)
-    batch, noise = make_batch(agent, generator), agent.draw_noise(8)
-    action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise.target[0]).argmax(-1))
-    q = agent.target_critics.q(batch.next_obs, action).amin(0).detach()
-    value = agent.next_value(batch.next_obs, torch.ones(1), noise.target)
+    batch, noise = make_batch(agent, generator), gumbel_of(agent.draw_update().target)
+    action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise[0]).argmax(-1))
+    q = agent.target_critics.evaluate(agent.target_critics.encode(batch.next_obs), action).q.amin(0)
+    value = agent.next_value(batch.next_obs, torch.ones(1), noise)
     torch.testing.assert_close(value, q)
 
 
@@ -115,21 +107,17 @@ def test_target_of_a_linear_critic_is_the_expectation_over_the_policy(generator:
         agent.actor.mlp.flat.mul_(50)
     batch = make_batch(agent, generator)
     pi = agent.actor(batch.next_obs).softmax(-1)[:, :, 0]
-    heads = agent.target_critics.encode(batch.next_obs).mean(0)
-    value = agent.next_value(batch.next_obs, torch.ones(1), agent.draw_noise(8).target)
-    torch.testing.assert_close(value, (pi * heads).sum(-1).detach())
+    heads = agent.target_critics.encode(batch.next_obs)[-1].mean(0)
+    value = agent.next_value(batch.next_obs, torch.ones(1), agent.draw_update().target)
+    torch.testing.assert_close(value, (pi * heads).sum(-1))
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
 def test_every_factor_gets_a_gradient_at_once(structure: str, generator: Generator) -> None:
     agent = make_agent(f"critic.structure={structure}", num_choices=(3, 2, 4))
-    batch, noise = make_batch(agent, generator), agent.draw_noise(8)
-    logits = agent.actor(batch.obs).detach().requires_grad_()
-    encoded = agent.critics.encode(batch.obs).detach()
-    objective = agent.estimator.objective(
-        logits, torch.ones(1, 1, 1, 1), noise.actor, lambda a: agent.critics.frozen_q(encoded, a).mean(0)
-    )
-    (gradient,) = torch.autograd.grad(objective.sum(), logits)
+    batch, noise = make_batch(agent, generator), gumbel_of(agent.draw_update().actor)
+    q = ReducedQ(agent.critics, agent.critics.encode(batch.obs), "mean")
+    _, gradient = agent.estimator.estimate(agent.actor(batch.obs), torch.ones(1, 1, 1, 1), noise, q)
     assert (gradient.abs().sum((0, 1, 3)) > 0).all()
 
 
@@ -153,43 +141,40 @@ def test_alpha_moves_the_entropy_towards_its_target(target: float, sign: int, ge
     with torch.no_grad():  # a policy that is neither uniform nor certain
         agent.actor.mlp.flat.mul_(100)
     before = agent.log_alpha.clone()
-    agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    update(agent, make_batch(agent, generator))
     assert (agent.log_alpha - before).sign().item() == sign
 
 
 def test_alpha_stays_within_its_limits(generator: Generator) -> None:
     agent = make_agent("alpha.learning_rate=10", "alpha.min=0.5", "target_entropy.start=0", "target_entropy.end=0")
-    agent.update(make_batch(agent, generator), PROGRESS, agent.draw_noise(8))
+    update(agent, make_batch(agent, generator))
     assert agent.log_alpha.exp().item() == pytest.approx(0.5)
 
 
 def test_tau_anneals_and_does_not_change_the_drawn_actions() -> None:
     agent = make_agent("tau.schedule=linear", "tau.start=2", "tau.end=1", "tau.fraction=1")
-    assert agent.schedule("tau", agent.config.tau, torch.tensor(0.5)).item() == 1.5
+    assert agent.schedules(torch.tensor(0.5))[1].item() == 1.5
     obs = torch.randn(1, 1, 4)
-    agent.num_env_steps = 10_000
-    actions = [agent.explore(obs).item() for _ in range(20)]
     other = make_agent("tau.start=0.01")
-    other.num_env_steps = 10_000
-    assert [other.explore(obs).item() for _ in range(20)] == actions
+    actions = [[a.explore(obs, a.draw_exploration(), uniform=False).item() for _ in range(20)] for a in (agent, other)]
+    assert actions[0] == actions[1]
 
 
 def test_updates_keep_pace_with_environment_steps(generator: Generator) -> None:
+    """Three environments: 42 steps, of which the last 33 belong to iterations that end after the tenth."""
     agent = make_agent("updates_per_step=0.5", "learning_starts=10", "env.num_envs=3")
-    obs, flag = torch.zeros(1, 3, 4), torch.zeros(1, 3, dtype=torch.bool)
-    updates = 0
-    for _ in range(14):  # 42 steps, of which the last 30 come after the first ten (12, in threes)
-        action = agent.explore(obs)
-        agent.observe(obs, action, envs.Step(obs, torch.zeros(1, 3), flag, flag, obs, ~flag))
-        updates += len(list(agent.learn(PROGRESS)))
-    assert updates == 0.5 * 33 // 1
+    due = [agent.updates_due(env_steps) for env_steps in range(0, 43, 3)]
+    assert due[:4] == [0, 0, 0, 0] and set(due[4:]) == {1, 2} and sum(due) == 0.5 * 33 // 1
+    assert [agent.is_warming_up(env_steps) for env_steps in (0, 9, 10, 12)] == [True, True, False, False]
 
 
 def test_first_actions_are_uniform_whatever_the_policy() -> None:
     agent = make_agent("learning_starts=100000", "noise_persistence=0", num_choices=(3, 2))
     with torch.no_grad():
         agent.actor.mlp.flat.add_(5.0 * torch.randn(agent.actor.mlp.flat.shape, generator=Generator().manual_seed(0)))
-    actions = torch.stack([agent.explore(torch.zeros(1, 1, 4))[0, 0] for _ in range(3000)])
+    obs = torch.zeros(1, 1, 4)
+    draws = [agent.draw_exploration() for _ in range(3000)]
+    actions = torch.stack([agent.explore(obs, draw, uniform=True)[0, 0] for draw in draws])
     for k, n in enumerate((3, 2)):
         frequency = actions[:, k].bincount(minlength=n) / 3000
         assert len(frequency) == n and ((frequency - 1 / n).abs() < 5 * (1 / n / 3000) ** 0.5).all()
@@ -216,12 +201,14 @@ def learn_probe(
     )
     obs = env.reset(0).unsqueeze(0)
     for step_number in range(steps):
-        action = agent.explore(obs)
+        env_steps = 2 * step_number
+        action = agent.explore(obs, agent.draw_exploration(), uniform=agent.is_warming_up(env_steps))
         step = envs.Step(*(x.unsqueeze(0) for x in env.step(action[0])))
         if truncation_ends_the_task:
             step = step._replace(terminated=step.terminated | step.truncated)
         agent.observe(obs, action, step)
-        list(agent.learn(torch.tensor(step_number / steps)))
+        for _ in range(agent.updates_due(env_steps + 2)):
+            agent.learn(torch.tensor(step_number / steps), agent.draw_update())
         obs = step.obs
     env.close()
     return agent
@@ -232,8 +219,8 @@ def q_values(agent: GumbelActorCritic, obs: list[float]) -> Tensor:
     batch = torch.tensor(obs).view(1, -1, 1)
     encoded = agent.critics.encode(batch)
     choices = torch.eye(agent.actions.width)
-    values = [agent.critics.q(encoded, c.expand(1, len(obs), 1, -1)).mean(0)[0] for c in choices]
-    return torch.stack(values, -1).detach()
+    values = [agent.critics.evaluate(encoded, c.expand(1, len(obs), 1, -1)).q.mean(0)[0] for c in choices]
+    return torch.stack(values, -1)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Generator
 
 from agent import losses
 from agent.action_space import ActionSpace
@@ -15,11 +16,35 @@ def test_entropy_by_hand_sums_over_factors() -> None:
 
 
 def test_entropy_and_its_gradient_are_finite_with_padding_and_with_certainty() -> None:
-    logits = torch.tensor([[[[0.0, 0.0, 0.0], [1e4, -1e4, 0.0]]]], requires_grad=True)
-    entropy = losses.entropy(ActionSpace((3, 2)).mask_logits(logits))
-    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    logits = torch.tensor([[[[0.0, 0.0, 0.0], [1e4, -1e4, 0.0]]]])
+    entropy, gradient = losses.entropy_and_gradient(ActionSpace((3, 2)).mask_logits(logits))
     torch.testing.assert_close(entropy, torch.tensor([[math.log(3)]]))
-    assert gradient.isfinite().all()
+    assert gradient.isfinite().all() and gradient[0, 0, 1, 2] == 0
+
+
+def test_gradients_of_the_losses_are_autograds(generator: Generator) -> None:
+    logits = torch.randn(2, 5, 3, 4, generator=generator, requires_grad=True)
+    log_pi = logits.log_softmax(-1)
+    entropy = -(log_pi.exp() * log_pi).sum((-2, -1))
+    (expected,) = torch.autograd.grad(entropy.sum(), logits, retain_graph=True)
+    torch.testing.assert_close(losses.entropy_and_gradient(logits.detach())[1], expected)
+
+    v, alpha = torch.randn(2, 5, 3, 4, generator=generator), torch.tensor([0.5, 2.0])
+    objective = (logits * v).sum((-2, -1))
+    loss = losses.actor_loss(objective, entropy, alpha).sum()
+    gradient = losses.actor_loss_gradient(v, losses.entropy_and_gradient(logits.detach())[1], alpha)
+    torch.testing.assert_close(gradient, torch.autograd.grad(loss, logits)[0])
+
+    q, target = torch.randn(2, 2, 5, generator=generator, requires_grad=True), torch.randn(2, 5, generator=generator)
+    (expected,) = torch.autograd.grad(losses.critic_loss(q, target).sum(), q)
+    torch.testing.assert_close(losses.critic_loss_gradient(q.detach(), target), expected)
+
+
+def test_reduced_gradient_is_that_of_the_smallest_critic_or_the_mean(generator: Generator) -> None:
+    q, gradient = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 3, 5, 1, 4, generator=generator)
+    smallest = torch.where((q[0] < q[1])[..., None, None], gradient[0], gradient[1])
+    assert torch.equal(losses.reduce_gradient(q, gradient, "min"), smallest)
+    torch.testing.assert_close(losses.reduce_gradient(q, gradient, "mean"), (gradient[0] + gradient[1]) / 2)
 
 
 def test_critics_reduce_to_min_or_mean() -> None:
@@ -38,5 +63,5 @@ def test_target_and_losses_by_hand() -> None:
 
 
 def test_alpha_falls_while_entropy_is_above_its_target() -> None:
-    gradient = losses.log_alpha_gradient(torch.tensor([[1.0, 1.0], [0.1, 0.1]]), torch.tensor([0.5, 0.5]))
+    gradient = losses.log_alpha_gradient(torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.5]))
     assert gradient[0] > 0 > gradient[1]  # a descent step lowers log alpha of the first member, raises the second's

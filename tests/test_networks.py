@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from plain_mlp import plain
 from torch import Generator, Tensor, nn
 
 from agent.action_space import ActionSpace
@@ -20,24 +21,12 @@ def make_mlp(num_rows: int = 3, layer_norm: bool = False) -> PopulationMLP:
     return mlp
 
 
-def plain(mlp: PopulationMLP, flat: Tensor, x: Tensor) -> Tensor:
-    """The same network in plain operations, for autograd to differentiate."""
-    w = mlp.views(flat)
-    for i in range(mlp.num_layers):
-        x = x @ w[f"weight{i}"] + w[f"bias{i}"]
-        if i < mlp.num_layers - 1:
-            if mlp.layer_norm:
-                x = nn.functional.layer_norm(x, x.shape[-1:]) * w[f"scale{i}"] + w[f"shift{i}"]
-            x = x.relu()
-    return x
-
-
 @pytest.mark.parametrize("layer_norm", [False, True])
 def test_each_row_is_a_torch_module(layer_norm: bool, generator: Generator) -> None:
     mlp, x = make_mlp(layer_norm=layer_norm), torch.randn(3, 6, 3, generator=generator)
     out = mlp(x)
     for r in range(3):
-        w = {name: view[r].detach() for name, view in mlp.views(mlp.flat).items()}
+        w = {name: view[r] for name, view in mlp.views(mlp.flat).items()}
         layers: list[nn.Module] = []
         for i in range(mlp.num_layers):
             linear = nn.Linear(SIZES[i], SIZES[i + 1])
@@ -57,23 +46,38 @@ def test_derivative_by_hand_is_autograds(layer_norm: bool, generator: Generator)
     mlp = make_mlp(layer_norm=layer_norm)
     x = torch.randn(3, 6, 3, generator=generator, requires_grad=True)
     weight = torch.randn(3, 6, 2, generator=generator)
-    by_hand = torch.autograd.grad((mlp(x) * weight).sum(), (x, mlp.flat))
-    autograd = torch.autograd.grad((plain(mlp, mlp.flat, x) * weight).sum(), (x, mlp.flat))
-    for ours, theirs in zip(by_hand, autograd, strict=True):
+    flat = mlp.flat.clone().requires_grad_()
+    expected = torch.autograd.grad((plain(mlp, flat, x) * weight).sum(), (x, flat))
+    saved = mlp.forward(x.detach())
+    by_hand = mlp.input_gradient(saved, weight), mlp.parameter_gradient(saved, weight)
+    for ours, theirs in zip(by_hand, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_frozen_network_passes_the_gradient_to_its_input_only(generator: Generator) -> None:
-    mlp, x = make_mlp(), torch.randn(3, 6, 3, generator=generator, requires_grad=True)
-    (gradient,) = torch.autograd.grad(mlp(x, frozen=True).sum(), x)
-    assert gradient.abs().sum() > 0
-    with pytest.raises(RuntimeError, match="not have been used"):
-        torch.autograd.grad(mlp(x, frozen=True).sum(), mlp.flat)
+@pytest.mark.parametrize("structure", [PerActionCritic, JointCritic])
+def test_critics_gradients_are_autograds(structure: type, generator: Generator) -> None:
+    """Of sum_c w_c Q_c(s, a), with respect to the action and to the parameters, at relaxed actions of two factors."""
+    actions = ActionSpace((3, 2))
+    critic = structure(3, actions, [8], member_generators([0, 1], 0) + member_generators([0, 1], 1), 2)
+    obs, weight = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 2, 5, generator=generator)
+    action = torch.rand(2, 5, 2, 3, generator=generator).requires_grad_()
+    flat = critic.mlp.flat.clone().requires_grad_()
+    if structure is PerActionCritic:
+        q = (plain(critic.mlp, flat, obs.repeat(2, 1, 1)).unflatten(0, (2, 2)) * action.flatten(-2)).sum(-1) / 2
+    else:
+        q = plain(critic.mlp, flat, torch.cat([obs, action.flatten(-2)], -1).repeat(2, 1, 1)).view(2, 2, 5)
+    per_critic = [torch.autograd.grad(q[c].sum(), action, retain_graph=True)[0] for c in range(2)]
+    (expected,) = torch.autograd.grad((q * weight).sum(), flat)
+    evaluation = critic.evaluate(critic.encode(obs), action.detach())
+    torch.testing.assert_close(evaluation.q, q.detach())
+    torch.testing.assert_close(critic.action_gradient(evaluation), torch.stack(per_critic))
+    torch.testing.assert_close(critic.parameter_gradient(evaluation, weight), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_rows_never_mix(generator: Generator) -> None:
     mlp, x = make_mlp(), torch.randn(3, 6, 3, generator=generator)
-    (gradient,) = torch.autograd.grad(mlp(x)[1].sum(), mlp.flat)
+    output_gradient = torch.zeros(3, 6, 2).index_fill_(0, torch.tensor(1), 1.0)
+    gradient = mlp.parameter_gradient(mlp.forward(x), output_gradient)
     assert gradient[[0, 2]].abs().sum() == 0 < gradient[1].abs().sum()
 
 
@@ -123,8 +127,8 @@ def test_per_action_critic_of_probabilities_is_the_enumerated_expectation(
     expected = torch.zeros(2, 2, 1)
     for action in all_actions(actions):
         probability = (pi * action).sum(-1).prod(-1)
-        expected = expected + probability * critic.q(encoded, action.expand(shape))
-    torch.testing.assert_close(critic.q(encoded, pi), expected)
+        expected = expected + probability * critic.evaluate(encoded, action.expand(shape)).q
+    torch.testing.assert_close(critic.evaluate(encoded, pi).q, expected)
 
 
 def test_joint_critic_sees_interactions_and_per_action_does_not(generator: Generator) -> None:
@@ -133,6 +137,6 @@ def test_joint_critic_sees_interactions_and_per_action_does_not(generator: Gener
     interaction = {}
     for critic_type in (PerActionCritic, JointCritic):
         critic = critic_type(3, actions, [16], member_generators([0], 0) + member_generators([0], 1), 2)
-        q = [critic.q(critic.encode(obs), a.expand(1, 1, 2, 2))[0, 0, 0] for a in all_actions(actions)]
+        q = [critic.evaluate(critic.encode(obs), a.expand(1, 1, 2, 2)).q[0, 0, 0] for a in all_actions(actions)]
         interaction[critic_type] = float((q[0] - q[1] - q[2] + q[3]).detach().abs())
     assert interaction[PerActionCritic] < 1e-6 < 1e-3 < interaction[JointCritic]

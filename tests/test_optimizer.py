@@ -11,20 +11,28 @@ def test_each_row_steps_as_torchs_adam_with_its_own_learning_rate(generator: Gen
     rates = [0.1, 0.01, 0.001]
     rows = [row.clone().requires_grad_() for row in flat]
     theirs = [torch.optim.Adam([row], lr=rate) for row, rate in zip(rows, rates, strict=True)]
-    ours = PopulationAdam(flat)
+    ours = PopulationAdam([flat])
     for _ in range(20):
         gradient = torch.randn(3, 7, generator=generator)
-        ours.step(gradient.clone(), torch.tensor(rates).unsqueeze(-1))
+        ours.step([gradient], [torch.tensor(rates).unsqueeze(-1)])
         for row, adam, g in zip(rows, theirs, gradient, strict=True):
             row.grad = g.clone()
             adam.step()
     torch.testing.assert_close(flat, torch.stack([row.detach() for row in rows]), rtol=1e-5, atol=1e-6)
 
 
-def test_step_moves_the_parameters_that_autograd_sees() -> None:
-    flat = torch.ones(1, 2, requires_grad=True)
-    PopulationAdam(flat).step(torch.ones(1, 2), torch.full((1, 1), 0.5))
-    torch.testing.assert_close(flat.detach(), torch.full((1, 2), 0.5))
+def test_buffers_of_different_shapes_step_together_as_they_would_apart(generator: Generator) -> None:
+    buffers = [torch.randn(2, 3, generator=generator), torch.randn(4, 5, generator=generator)]
+    together, apart = [b.clone() for b in buffers], [b.clone() for b in buffers]
+    joint, single = PopulationAdam(together), [PopulationAdam([b]) for b in apart]
+    rates = [torch.full((2, 1), 0.1), torch.full((4, 1), 0.01)]
+    for _ in range(3):
+        gradients = [torch.randn(b.shape, generator=generator) for b in buffers]
+        joint.step(gradients, rates)
+        for adam, gradient, rate in zip(single, gradients, rates, strict=True):
+            adam.step([gradient], [rate])
+    for a, b in zip(together, apart, strict=True):
+        torch.testing.assert_close(a, b)
 
 
 def test_clipping_is_per_member_over_both_critics(generator: Generator) -> None:

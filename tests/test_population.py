@@ -7,7 +7,8 @@ from torch import Generator
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.gumbel_actor_critic import GumbelActorCritic, Noise
+from agent.estimators import gumbel_of
+from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.reinforce import Reinforce
 from agent.replay import Batch
@@ -24,7 +25,7 @@ ALONE_SETTINGS = [  # of the eight members: settings in the order of the sweep, 
 
 
 def config_of(*overrides: str) -> Config:
-    return load_config(None, ["env.id=Test-v0", "hidden_sizes=[16, 8]", "env.num_envs=2", *overrides])
+    return load_config(None, ["env.id=Test-v0", "hidden_sizes=[16, 8]", "env.num_envs=2", "batch_size=6", *overrides])
 
 
 def normalizer(num_members: int) -> ObservationNormalizer:
@@ -54,11 +55,12 @@ def test_trained_together_is_trained_apart(structure: str, estimator: str) -> No
         obs, next_obs = (torch.randn(*shape, OBS_SIZE, generator=generator) for _ in range(2))
         action = torch.stack([torch.randint(n, shape, generator=generator) for n in NUM_CHOICES], -1)
         batch = Batch(obs, action, torch.randn(shape, generator=generator), torch.full(shape, 0.9), next_obs)
-        noise = together.draw_noise(size)
+        draw = together.draw_update()
+        noise = gumbel_of(draw.actor), gumbel_of(draw.target)
         progress = torch.tensor(update / 10)
-        together.update(batch, progress, noise)
+        together.update(batch, progress, *noise)
         for i, alone in enumerate(apart):
-            alone.update(member_of(batch, i), progress, Noise(*(x[:, i : i + 1] for x in noise)))
+            alone.update(member_of(batch, i), progress, *(x[:, i : i + 1] for x in noise))
     for i, alone in enumerate(apart):
         for network in ("actor", "evaluated_actor"):
             ours, theirs = (getattr(agent, network).mlp.flat.detach() for agent in (together, alone))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from plain_mlp import plain
 from torch import Generator, Tensor
 
 import envs
@@ -87,10 +88,11 @@ def test_policy_gradient_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch
     for i, reward in enumerate((1.0, 5.0, -2.0)):
         feed(learner, [reward], [True], [False], [True], obs=float(i))
     returns, obs = torch.tensor([1.0, 5.0, -2.0]), torch.arange(3.0).view(1, 3, 1)
-    log_pi = learner.actor(obs).log_softmax(-1)[0, :, 0, 0]
-    (expected,) = torch.autograd.grad((-(returns - returns.mean()) * log_pi).mean(), learner.actor.mlp.flat)
+    flat = learner.actor.mlp.flat.clone().requires_grad_()
+    log_pi = plain(learner.actor.mlp, flat, obs).log_softmax(-1)[0, :, 0]
+    (expected,) = torch.autograd.grad((-(returns - returns.mean()) * log_pi).mean(), flat)
     seen: list[Tensor] = []
-    monkeypatch.setattr(learner.actor_optimizer, "step", lambda gradient, _: seen.append(gradient.clone()))
+    monkeypatch.setattr(learner.actor_optimizer, "step", lambda gradients, _: seen.append(gradients[0]))
     learner.update(torch.tensor(0.0))
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
 
@@ -114,11 +116,12 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
     normalizer = ObservationNormalizer(1, torch.ones(1, dtype=torch.bool))
     learner = Reinforce(config, 1, ActionSpace((2,)), normalizer, generator=Generator().manual_seed(0))
     obs = env.reset(0).unsqueeze(0)
-    for _ in range(400):
-        action = learner.explore(obs)
+    for step_number in range(600):
+        action = learner.explore(obs, learner.draw_exploration(), uniform=False)
         step = Step(*(x.unsqueeze(0) for x in env.step(action[0])))
         learner.observe(obs, action, step)
-        list(learner.learn(torch.tensor(0.0)))
+        if learner.updates_due(4 * (step_number + 1)):
+            learner.update(torch.tensor(0.0))
         obs = step.obs
     pi = learner.evaluated_actor(torch.tensor([[[-1.0], [1.0]]])).softmax(-1)[0, :, 0]
     assert pi[0, 0] > 0.8 and pi[1, 1] > 0.8

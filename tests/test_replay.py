@@ -12,8 +12,9 @@ GAMMA = 0.5
 class Recorder:
     """Feeds a replay of one member and one factor with steps whose observation says where they are."""
 
-    def __init__(self, num_envs: int = 1, capacity: int = 100) -> None:
-        self.replay = Replay(1, num_envs, capacity, obs_size=2, num_factors=1)
+    def __init__(self, num_envs: int = 1, capacity: int = 100, n_step: int = 1, frame_stack: int = 1) -> None:
+        gamma = torch.tensor([GAMMA])
+        self.replay = Replay(1, num_envs, capacity, 2 * frame_stack, 1, n_step, gamma, frame_stack=frame_stack)
         self.num_envs = num_envs
 
     def add(self, obs: list, reward: list, terminated: list, truncated: list, next_obs: list, valid: list) -> None:
@@ -36,26 +37,26 @@ def rows(batch: Batch) -> set[tuple[float, ...]]:
     return {tuple(round(x, 5) for x in row.tolist()) for row in torch.cat(columns, -1)[0]}
 
 
-def sample(replay: Replay, n_step: int, generator: Generator, size: int = 3000) -> Batch:
-    return replay.sample(size, n_step, torch.tensor([GAMMA]), generator)
+def sample(replay: Replay, generator: Generator, size: int = 3000) -> Batch:
+    return replay.sample(torch.rand((2, len(replay.newest), size), dtype=torch.float64, generator=generator))
 
 
 def test_one_step_transitions_by_hand(generator: Generator) -> None:
     recorder = Recorder()
     recorder.episode(0, 2, terminated=True)
     recorder.episode(1, 2, terminated=False)
-    assert rows(sample(recorder.replay, 1, generator)) == {
+    assert rows(sample(recorder.replay, generator)) == {
         (0, 0, 1.0, 0.5, 1), (0, 1, 10.0, 0.0, 2),
         (1, 0, 1.0, 0.5, 1), (1, 1, 10.0, 0.5, 2),  # the time limit bootstraps
     }  # fmt: skip
 
 
 def test_three_step_windows_end_with_the_episode_and_at_the_newest_step(generator: Generator) -> None:
-    recorder = Recorder()
+    recorder = Recorder(n_step=3)
     recorder.episode(0, 4, terminated=True)
     recorder.episode(1, 1, terminated=False)
     recorder.episode(2, 2, terminated=True, unfinished=True)
-    assert rows(sample(recorder.replay, 3, generator)) == {
+    assert rows(sample(recorder.replay, generator)) == {
         (0, 0, 1 + 5 + 25, 0.125, 3),  # a whole window
         (0, 1, 10 + 50 + 250, 0.0, 4),  # ends with the task
         (0, 2, 100 + 500, 0.0, 4),
@@ -67,21 +68,21 @@ def test_three_step_windows_end_with_the_episode_and_at_the_newest_step(generato
 
 
 def test_filler_steps_leave_no_trace(generator: Generator) -> None:
-    plain, with_fillers = Recorder(), Recorder()
+    plain, with_fillers = Recorder(n_step=3), Recorder(n_step=3)
     for number in range(3):
         for recorder in (plain, with_fillers):
             recorder.episode(number, 2, terminated=True)
         with_fillers.add([[number, 2]], [0.0], [False], [False], [[number + 1, 0]], [False])
-    results = [rows(sample(r.replay, 3, generator)) for r in (plain, with_fillers)]
+    results = [rows(sample(r.replay, generator)) for r in (plain, with_fillers)]
     assert results[0] == results[1]
 
 
 def test_gamma_is_per_member(generator: Generator) -> None:
-    replay = Replay(2, 1, 10, obs_size=1, num_factors=1)
+    replay = Replay(2, 1, 10, obs_size=1, num_factors=1, n_step=2, gamma=torch.tensor([0.5, 0.9]))
     for t in range(2):
         obs, one, no = torch.full((2, 1, 1), float(t)), torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.bool)
         replay.add(obs, torch.zeros(2, 1, 1, dtype=torch.int64), one, no, no, obs + 1, ~no)
-    batch = replay.sample(50, 2, torch.tensor([0.5, 0.9]), generator)
+    batch = sample(replay, generator, 50)
     first = batch.obs[..., 0] == 0
     torch.testing.assert_close(batch.reward[0][first[0]].unique(), torch.tensor([1.5]))
     torch.testing.assert_close(batch.discount[1][first[1]].unique(), torch.tensor([0.81]))
@@ -90,7 +91,7 @@ def test_gamma_is_per_member(generator: Generator) -> None:
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_every_sample_is_a_true_transition_however_often_the_ring_wraps(n_step: int, generator: Generator) -> None:
     """Two environments with episodes of 1 to 6 steps and fillers, 12 slots each: against a dictionary of what was."""
-    recorder = Recorder(num_envs=2, capacity=24)
+    recorder = Recorder(num_envs=2, capacity=24, n_step=n_step)
     truth: dict[tuple[float, float], tuple[float, bool]] = {}  # (episode, step) -> reward, terminated
     lengths: dict[float, int] = {}
     position, pending = [[0.0, 0.0], [1000.0, 0.0]], [False, False]
@@ -115,7 +116,7 @@ def test_every_sample_is_a_true_transition_however_often_the_ring_wraps(n_step: 
             pending[e] = ends
         recorder.add(obs, reward, terminated, truncated, next_obs, valid)
         if number % 7 == 0 and number:
-            check_against_truth(sample(recorder.replay, n_step, generator, 40), n_step, truth, lengths)
+            check_against_truth(sample(recorder.replay, generator, 40), n_step, truth, lengths)
 
 
 def check_against_truth(batch: Batch, n_step: int, truth: dict, lengths: dict) -> None:
@@ -138,7 +139,7 @@ def test_transitions_are_drawn_uniformly(generator: Generator) -> None:
     recorder = Recorder(capacity=100)
     recorder.episode(0, 8, terminated=True)
     recorder.episode(1, 3, terminated=False)
-    batch = sample(recorder.replay, 1, generator, 110_000)
+    batch = sample(recorder.replay, generator, 110_000)
     counts = frequencies(batch.obs[0, :, 0] * 100 + batch.obs[0, :, 1])
     assert len(counts) == 11
     assert ((counts - 10_000) ** 2 / 10_000).sum() < 45.1
@@ -150,23 +151,55 @@ def test_all_environments_are_drawn_alike(generator: Generator) -> None:
     for t in range(10):
         obs = [[0.0, t], [1000.0, t]]
         recorder.add(obs, [1.0, 1.0], [False] * 2, [False] * 2, [[0.0, t + 1], [1000.0, t + 1]], [True] * 2)
-    share = (sample(recorder.replay, 1, generator, 10_000).obs[..., 0] == 0).float().mean()
+    share = (sample(recorder.replay, generator, 10_000).obs[..., 0] == 0).float().mean()
     assert abs(share - 0.5) < 5 * 0.5 / 100
 
 
 def test_one_step_episodes_are_sampled_too(generator: Generator) -> None:
-    recorder = Recorder(capacity=20)
+    recorder = Recorder(capacity=20, n_step=3)
     for number in range(30):
         recorder.episode(number, 1, terminated=True)
-    batch = sample(recorder.replay, 3, generator)
+    batch = sample(recorder.replay, generator)
     assert (batch.discount == 0).all() and (batch.reward == 1).all()
-    assert batch.obs[0, :, 0].unique().tolist() == list(map(float, range(20, 30)))
+    assert batch.obs[0, :, 0].unique().tolist() == list(map(float, range(21, 30)))  # two slots are kept free
 
 
 def test_binary_observations_are_kept_as_bytes(generator: Generator) -> None:
-    replay = Replay(1, 1, 10, obs_size=3, num_factors=1, obs_dtype=torch.uint8)
+    replay = Replay(1, 1, 10, 3, 1, n_step=1, gamma=torch.tensor([0.9]), obs_dtype=torch.uint8)
     obs, no = torch.tensor([[[0.0, 1.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.bool)
     replay.add(obs, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1), no, no, obs.flip(-1) + obs, ~no)
-    batch = replay.sample(4, 1, torch.tensor([0.9]), generator)
-    assert replay.obs.dtype == torch.uint8 and batch.obs.dtype == torch.float32
+    batch = sample(replay, generator, 4)
+    assert replay.frames.dtype == torch.uint8 and batch.obs.dtype == torch.float32
     assert batch.obs[0, 0].tolist() == [0.0, 1.0, 0.0] and batch.next_obs[0, 0].tolist() == [0.0, 2.0, 0.0]
+
+
+@pytest.mark.parametrize("padding", ["first frame", "zeros"])
+def test_stacked_frames_come_back_as_they_were_however_an_episode_begins(padding: str, generator: Generator) -> None:
+    """Three frames of two numbers; the ring wraps many times; each frame is stored once but for those that begin."""
+    recorder = Recorder(capacity=40, n_step=2, frame_stack=3)
+    assert recorder.replay.frames.shape == (40, 2)
+
+    def stack(episode: int, t: int) -> list[float]:
+        frames = [[episode, max(s, 0)] if s >= 0 or padding == "first frame" else [0, 0] for s in (t - 2, t - 1, t)]
+        return [float(x) for frame in frames for x in frame]
+
+    for episode in range(1, 60):
+        length = 1 + episode % 7
+        for t in range(length):
+            ends = t == length - 1
+            recorder.add([stack(episode, t)], [1.0], [ends], [False], [stack(episode, t + 1)], [True])
+        batch = sample(recorder.replay, generator, 50)
+        for b in range(50):
+            number, t = (int(x) for x in batch.obs[0, b, -2:])
+            steps = min(2, 1 + number % 7 - t)
+            assert batch.obs[0, b].tolist() == stack(number, t)
+            assert batch.next_obs[0, b].tolist() == stack(number, t + steps)
+
+
+def test_a_million_atari_steps_fit_in_eight_gib() -> None:
+    """Counted on a replay of a thousand; memory is the same for each step."""
+    gamma = torch.tensor([0.99])
+    replay = Replay(1, 1, 1000, 4 * 84 * 84, 1, 3, gamma, frame_stack=4, obs_dtype=torch.uint8)
+    per_step = [replay.frames, replay.window, replay.is_start, replay.starts]
+    num_bytes = sum(tensor.nbytes for tensor in per_step)
+    assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30

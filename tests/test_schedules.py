@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from agent.schedules import scheduled
+from agent.schedules import ScheduleTable, scheduled
 
 START, END = torch.tensor([4.0, 1.0]), torch.tensor([1.0, 1.0])
 
@@ -26,3 +26,12 @@ def test_value_by_hand_when_it_moves_over_half_the_run(schedule: str, progress: 
 def test_unknown_schedule_is_an_error() -> None:
     with pytest.raises(ValueError, match="unknown schedule 'step'"):
         scheduled("step", START, END, torch.tensor(0.0), 1.0)
+
+
+def test_table_holds_every_schedule_at_every_thousandth() -> None:
+    table = ScheduleTable([("linear", START, END, 1.0), ("constant", END, START, 1.0)])
+    for progress in (0.0, 0.25, 0.999, 1.0):
+        values = table(torch.tensor(progress))
+        torch.testing.assert_close(values[0], torch.tensor([4.0 - 3.0 * progress, 1.0]))
+        assert torch.equal(values[1], END)
+    assert torch.equal(table(torch.tensor(0.2504))[0], table(torch.tensor(0.25))[0])

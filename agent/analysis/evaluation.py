@@ -8,7 +8,7 @@ import torch
 
 from agent.analysis.statistics import iqm
 from agent.policy import Policy
-from envs.gymnasium_adapter import GymnasiumAdapter
+from envs import VectorEnvironment
 
 MODES = ("greedy", "sampled")
 MAX_PARALLEL_EPISODES = 10  # per member
@@ -22,7 +22,7 @@ class Episodes(NamedTuple):
     lengths: np.ndarray
 
 
-def run_episodes(policy: Policy, env: GymnasiumAdapter, num_episodes: int, seed: int, *, sampled: bool) -> Episodes:
+def run_episodes(policy: Policy, env: VectorEnvironment, num_episodes: int, seed: int, *, sampled: bool) -> Episodes:
     """Runs each member for exactly `num_episodes` episodes in its own environments.
 
     Each environment has a fixed number of episodes to finish, so short episodes are not counted more often than long
@@ -82,7 +82,7 @@ def summary(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_members(
-    policy: Policy, env: GymnasiumAdapter, num_episodes: int, seed: int, modes: Sequence[str]
+    policy: Policy, env: VectorEnvironment, num_episodes: int, seed: int, modes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Per member its seed, settings and, for each of the modes greedy and sampled, the summary of its episodes."""
     rows: list[dict[str, Any]] = [

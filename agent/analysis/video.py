@@ -8,10 +8,10 @@ import torch
 
 from agent.analysis.evaluation import MAX_EPISODE_STEPS
 from agent.policy import Policy
-from envs import GymnasiumAdapter, UserError
+from envs import UserError, VectorEnvironment
 
 
-def record(policy: Policy, env: GymnasiumAdapter, folder: Path, seed: int, *, sampled: bool) -> Path:
+def record(policy: Policy, env: VectorEnvironment, folder: Path, seed: int, *, sampled: bool) -> Path:
     """Plays one episode of a single policy and writes it to a file in `folder`, whose name tells what it shows.
 
     Args:
@@ -32,7 +32,7 @@ def record(policy: Policy, env: GymnasiumAdapter, folder: Path, seed: int, *, sa
     policy.generator.manual_seed(seed)
     frame = np.asarray(env.render()[0])
     height, width = frame.shape[:2]
-    fps = env.vector_env.metadata.get("render_fps", 30)
+    fps = env.render_fps
     writer = imageio_ffmpeg.write_frames(
         str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
     )

@@ -1,5 +1,7 @@
 """What a run adds up between two log lines."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
@@ -17,11 +19,11 @@ class EpisodeStatistics:
         self.num_ended = torch.zeros(num_members, device=device)
 
     def update(self, step: Step) -> None:
-        self.running += torch.stack([step.reward, torch.ones_like(step.reward)]) * step.valid
+        self.running.add_(torch.stack([step.reward, torch.ones_like(step.reward)]) * step.valid)
         done: Bool[Tensor, "P E"] = (step.terminated | step.truncated) & step.valid
-        self.ended += (self.running * done).sum(-1)
-        self.num_ended += done.sum(-1)
-        self.running *= ~done
+        self.ended.add_((self.running * done).sum(-1))
+        self.num_ended.add_(done.sum(-1))
+        self.running.mul_(~done)
 
     def read(self) -> dict[str, np.ndarray]:
         """Means per member, NaN where no episode ended; starts anew."""
@@ -34,22 +36,22 @@ class EpisodeStatistics:
 class MetricMeans:
     """Means of metrics over updates, kept on the device until they are read."""
 
-    def __init__(self) -> None:
-        self.names: list[str] = []
-        self.total: Tensor | None = None
-        self.count = 0
+    def __init__(self, names: Sequence[str], num_members: int, device: torch.device) -> None:
+        self.names = tuple(names)
+        self.total = torch.zeros((len(self.names), num_members), device=device)
+        self.count = torch.zeros((), device=device)
 
     def add(self, metrics: dict[str, Float[Tensor, " P"]]) -> None:
-        stacked = torch.stack(list(metrics.values()))
-        self.names = list(metrics)
-        self.total = stacked if self.total is None else self.total.add_(stacked)
-        self.count += 1
+        self.total.add_(torch.stack([metrics[name] for name in self.names]))
+        self.count.add_(1)
 
     def read(self) -> dict[str, np.ndarray]:
-        if self.total is None:
+        """The means, none where there was no update; starts anew."""
+        if self.count == 0:
             return {}
         means = (self.total / self.count).cpu().numpy()
-        self.total, self.count = None, 0
+        self.total.zero_()
+        self.count.zero_()
         return dict(zip(self.names, means, strict=True))
 
 

@@ -11,26 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
 
 import envs
-from agent.action_space import ActionSpace
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.config import Config, ConfigError
-from agent.gumbel_actor_critic import GumbelActorCritic
-from agent.normalizer import ObservationNormalizer
 from agent.policy import MemberInfo, Policy, describe_policy
-from agent.reinforce import Reinforce
-from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
+from agent.training.accumulators import Milestones
 from agent.training.console import Console
+from agent.training.loop import TrainingLoop
 from agent.training.tracking import Tracker
-from envs import GymnasiumAdapter, Step
-
-ALGORITHMS: dict[str, type[GumbelActorCritic] | type[Reinforce]] = {
-    "gumbel_actor_critic": GumbelActorCritic,
-    "reinforce": Reinforce,
-}
+from envs import VectorEnvironment
 
 
 def train(config: Config) -> Path:
@@ -48,12 +38,12 @@ class Trainer:
         self.config = config
         self.device = select_device(config.device)
         torch.set_num_threads(config.num_threads)
+        # Adam's moments of a parameter without gradient decay into denormals, each a hundred times slower to multiply.
+        torch.set_flush_denormal(True)
         self.members = config.members()
         self.num_members, self.num_envs = len(self.members), config.env.num_envs
         self.seeds = seed_streams(config)
-        self.env = stack.enter_context(
-            contextlib.closing(make_env(config, self.num_members * self.num_envs, self.device))
-        )
+        env = stack.enter_context(contextlib.closing(make_env(config, len(self.members) * self.num_envs, self.device)))
         evaluation_envs = num_parallel_envs(self.num_members, config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
         self.run_dir = make_run_dir(config)  # only now: a wrong environment leaves no folder behind
@@ -61,68 +51,37 @@ class Trainer:
         self.console = stack.enter_context(Console(config))
         self.tracker = stack.enter_context(Tracker(self.run_dir, config))
 
-        obs_size = self.env.observations.size
-        binary = torch.from_numpy(self.env.observations.binary)
-        self.normalizer = ObservationNormalizer(
-            self.num_members, binary, enabled=config.normalize_obs, device=self.device
-        )
-        self.learner = ALGORITHMS[config.algorithm](
-            config,
-            obs_size,
-            ActionSpace(self.env.actions.num_choices, self.device),
-            self.normalizer,
-            self.device,
-            Generator(self.device).manual_seed(self.seeds["learner"]),
-            obs_dtype=torch.uint8 if bool(binary.all()) else torch.float32,
-        )
-        self.episodes = EpisodeStatistics(self.num_members, self.num_envs, self.device)
-        self.metrics = MetricMeans()
+        self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
         ]
-        self.policy = Policy(describe_policy(config, self.env, infos), self.device)
+        self.policy = Policy(describe_policy(config, env, infos), self.device)
         self.best = Policy(self.policy.info, self.device)
-        self.training_seconds, self.logged_at = 0.0, 0
+        self.training_seconds, self.logged_at, self.logged_updates = 0.0, 0, 0
 
     def run(self) -> None:
         """Collects and learns to the end of the budget, with evaluations and log lines on their way."""
         config, started = self.config, time.perf_counter()
         log_at = Milestones(config.log_every_env_steps, config.total_env_steps, parts=100)
         evaluate_at = Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20)
-        obs = self.env.reset(self.seeds["environments"]).unflatten(0, (self.num_members, self.num_envs))
-        self.normalizer.update(obs, torch.ones(obs.shape[:2], dtype=torch.bool, device=self.device))
         env_steps = 0
         while env_steps < config.total_env_steps:
             clock = time.perf_counter()
-            obs = self.step(obs, env_steps)
+            self.loop.iterate(env_steps)
             env_steps += self.num_envs
             self.training_seconds += time.perf_counter() - clock
+            if env_steps >= config.total_env_steps:
+                self.loop.conclude(env_steps)
             if log_at.passed(env_steps):
                 self.log(env_steps, started)
             if evaluate_at.passed(env_steps):
                 self.evaluate(env_steps)
         self.finish(env_steps, started)
 
-    def step(self, obs: Float[Tensor, "P E D"], env_steps: int) -> Float[Tensor, "P E D"]:
-        """One step of every environment and the updates it makes due."""
-        action = self.learner.explore(obs)
-        step = self.by_member(self.env.step(action.flatten(0, 1)))
-        self.learner.observe(obs, action, step)
-        self.normalizer.update(step.obs, step.valid)
-        self.episodes.update(step)
-        progress = torch.tensor(env_steps / self.config.total_env_steps, device=self.device)
-        for metrics in self.learner.learn(progress):
-            self.metrics.add(metrics)
-        return step.obs
-
-    def by_member(self, step: Step) -> Step:
-        return Step(*(x.unflatten(0, (self.num_members, self.num_envs)) for x in step))
-
     def log(self, env_steps: int, started: float) -> None:
         """Writes the means since the last log line."""
-        updates = self.metrics.count
-        columns = {**self.episodes.read(), **self.metrics.read()}
+        columns = {**self.loop.episodes.read(), **self.loop.metrics.read()}
         elapsed = max(self.training_seconds, 1e-9)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
@@ -130,10 +89,10 @@ class Trainer:
             if np.isnan(row["train/episode_return"]):  # no episode ended since the last line
                 del row["train/episode_return"], row["train/episode_length"]
             row["time/env_steps_per_second"] = (env_steps - self.logged_at) / elapsed
-            row["time/updates_per_second"] = updates / elapsed
+            row["time/updates_per_second"] = (self.loop.num_updates - self.logged_updates) / elapsed
             row["time/elapsed_seconds"] = time.perf_counter() - started
             rows.append(row)
-        self.training_seconds, self.logged_at = 0.0, env_steps
+        self.training_seconds, self.logged_at, self.logged_updates = 0.0, env_steps, self.loop.num_updates
         self.write(env_steps, rows)
 
     def write(self, env_steps: int, rows: Sequence[dict[str, float]]) -> None:
@@ -158,9 +117,9 @@ class Trainer:
             self.best.take_members(self.policy, improved)
             self.best.save(self.run_dir / "policy" / "best")
 
-    def evaluate_policy(self, env: GymnasiumAdapter, num_episodes: int, env_steps: int) -> list[dict[str, Any]]:
+    def evaluate_policy(self, env: VectorEnvironment, num_episodes: int, env_steps: int) -> list[dict[str, Any]]:
         """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        self.policy.copy_from(self.learner.evaluated_actor, self.normalizer)
+        self.policy.copy_from(self.loop.learner.evaluated_actor, self.loop.normalizer)
         seed = int(
             np.random.SeedSequence([self.seeds["evaluation"], env_steps, num_episodes]).generate_state(1)[0] >> 1
         )
@@ -199,7 +158,7 @@ def select_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-def make_env(config: Config, num_envs: int, device: torch.device) -> GymnasiumAdapter:
+def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvironment:
     env = config.env
     return envs.make(
         env.id,

@@ -1,0 +1,132 @@
+"""The loop that a run consists of: learn, step every environment, take in what came of it, choose the next actions."""
+
+import math
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+from agent.action_space import ActionSpace
+from agent.config import Config
+from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.normalizer import ObservationNormalizer
+from agent.reinforce import Reinforce
+from agent.training.acceleration import CudaGraphs, compiled, pays_to_compile
+from agent.training.accumulators import EpisodeStatistics, MetricMeans
+from envs import Step, TensorEnv, VectorEnvironment
+
+ALGORITHMS: dict[str, type[GumbelActorCritic] | type[Reinforce]] = {
+    "gumbel_actor_critic": GumbelActorCritic,
+    "reinforce": Reinforce,
+}
+
+
+class TrainingLoop:
+    """Environments and learner of a population, and the tensors between them. All state stays in place."""
+
+    def __init__(
+        self,
+        config: Config,
+        env: VectorEnvironment,
+        device: torch.device,
+        env_seed: int = 0,
+        learner_seed: int = 0,
+    ) -> None:
+        self.config, self.env, self.device = config, env, device
+        self.num_members, self.num_envs = len(config.members()), config.env.num_envs
+        binary = torch.from_numpy(env.observations.binary)
+        self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=config.normalize_obs, device=device)
+        self.generator = Generator(device).manual_seed(learner_seed)
+        self.learner = ALGORITHMS[config.algorithm](
+            config,
+            env.observations.size,
+            ActionSpace(env.actions.num_choices, device),
+            self.normalizer,
+            device,
+            self.generator,
+            obs_dtype=torch.uint8 if env.observations.are_bytes else torch.float32,
+        )
+        self.episodes = EpisodeStatistics(self.num_members, self.num_envs, device)
+        self.metrics = MetricMeans(self.learner.metric_names, self.num_members, device)
+        self.env_steps = torch.zeros((), dtype=torch.int64, device=device)
+        self.num_updates = 0
+
+        self.obs = env.reset(env_seed).unflatten(0, (self.num_members, self.num_envs)).clone()
+        self.normalizer.update(self.obs, torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device))
+        self.action: Int[Tensor, "P E K"] = self.learner.explore(
+            self.obs, self.learner.draw_exploration(), uniform=self.learner.is_warming_up(0)
+        )
+        self.steady_updates = math.ceil(config.updates_per_step * self.num_envs)  # of most iterations that learn
+        self.take_steady_turn = self.take_turn
+        self.graphs: CudaGraphs | None = None
+        self.compiles = False
+        if self.learner.is_static:
+            self.accelerate()
+
+    def accelerate(self) -> None:
+        """Where the learner is one static tensor program: CUDA graphs, or C++ where it pays."""
+        if self.device.type == "cuda":
+            generators = [self.generator, *([self.env.generator] if isinstance(self.env, TensorEnv) else [])]
+            self.graphs = CudaGraphs(generators)
+        num_updates = round(self.config.total_env_steps * self.config.updates_per_step)
+        wanted = self.config.compile
+        self.compiles = pays_to_compile(num_updates, self.device) if wanted is None else wanted
+        if self.compiles:
+            self.take_steady_turn = compiled(self.take_turn)
+
+    def iterate(self, env_steps: int) -> None:
+        """The updates due after `env_steps` of each member, and one more step of every environment."""
+        num_updates = self.learner.updates_due(env_steps)
+        uniform = self.learner.is_warming_up(env_steps + self.num_envs)
+        if self.graphs is None:
+            self.turn(num_updates, uniform)
+        elif isinstance(self.env, TensorEnv):
+            self.graphs(self.turn, num_updates, uniform)
+        else:  # the device learns while the environments are simulated
+            self.graphs(self.draw_and_learn, num_updates)
+            self.step = self.env.step(self.action.flatten(0, 1))
+            self.graphs(self.draw_and_take_in, uniform)
+        self.num_updates += num_updates
+
+    def conclude(self, env_steps: int) -> None:
+        """The updates due after the last step."""
+        self.draw_and_learn(self.learner.updates_due(env_steps))
+
+    def turn(self, num_updates: int, uniform: bool) -> None:
+        draws = [self.learner.draw_update() for _ in range(num_updates)]
+        draw = self.learner.draw_exploration()
+        step = self.env.step(self.action.flatten(0, 1))
+        if uniform or num_updates != self.steady_updates:
+            self.take_turn(draws, step, draw, uniform)
+        else:
+            self.take_steady_turn(draws, step, draw, uniform)
+
+    def take_turn(self, update_draws: list[Any], step: Step, draw: Any, uniform: bool) -> None:
+        """Everything of an iteration but random draws and environments.
+
+        No update reads what this call writes: compiled, no buffer need be copied.
+        """
+        self.learn(update_draws)
+        self.take_in(step, draw, uniform)
+
+    def draw_and_learn(self, num_updates: int) -> None:
+        self.learn([self.learner.draw_update() for _ in range(num_updates)])
+
+    def draw_and_take_in(self, uniform: bool) -> None:
+        self.take_in(self.step, self.learner.draw_exploration(), uniform)
+
+    def learn(self, update_draws: list[Any]) -> None:
+        progress = self.env_steps / self.config.total_env_steps
+        for draw in update_draws:
+            self.metrics.add(self.learner.learn(progress, draw))
+
+    def take_in(self, step: Step, draw: Any, uniform: bool) -> None:
+        """Takes in one step of every environment and chooses the next actions."""
+        step = Step(*(x.unflatten(0, (self.num_members, self.num_envs)) for x in step))
+        self.learner.observe(self.obs, self.action, step)
+        self.normalizer.update(step.obs, step.valid)
+        self.episodes.update(step)
+        self.obs.copy_(step.obs)
+        self.env_steps.add_(self.num_envs)
+        self.action.copy_(self.learner.explore(self.obs, draw, uniform=uniform))

@@ -1,0 +1,224 @@
+"""How fast a population trains: updates, environment steps, arithmetic, memory.
+
+    python benchmarks/throughput.py --members 1 8 --hidden 128 128 --batch 128 --steps 5000
+    python benchmarks/throughput.py --device cuda --env Tensor/CartPole-v1 --members 1 256 1024 --json
+
+Matched work: two hidden layers, one update per environment step of a member, nothing logged or evaluated. What runs is
+the trainer's own loop, environments included. `setup_s` is everything before the clock starts: imports, compilation,
+random first steps, the first updates.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+
+STARTED = time.perf_counter()
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch  # noqa: E402
+
+import envs  # noqa: E402
+from agent.config import Config  # noqa: E402
+from agent.config_loader import load_config  # noqa: E402
+from agent.gumbel_actor_critic import GumbelActorCritic  # noqa: E402
+from agent.networks import PopulationMLP  # noqa: E402
+from agent.training.loop import TrainingLoop  # noqa: E402
+from envs import UserError  # noqa: E402
+
+FIRST_UPDATES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Throughput:
+    """One measurement; an update moves all members at once, a member update one of them."""
+
+    env: str
+    device: str
+    members: int
+    num_envs: int
+    hidden: list[int]
+    batch: int
+    compiled: bool
+    steps: int
+    setup_s: float
+    updates_per_s: float
+    member_updates_per_s: float
+    env_steps_per_s: float  # of all members
+    gflops: float  # of matrix products alone, in 10^9 operations a second
+    gemm_peak_gflops: float
+    gemm_peak_fraction: float
+    peak_memory_mib: float
+
+
+def main() -> None:
+    args = parse()
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    started = STARTED
+    for members in args.members:
+        try:
+            config = make_config(args, members)
+            row = measure(config, device, args.steps, started)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        print(json.dumps(dataclasses.asdict(row)) if args.json else text(row), flush=True)
+        started = time.perf_counter()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id; Tensor/… stays on the device")
+    parser.add_argument("--members", type=int, nargs="+", default=[1], help="population sizes, one row each")
+    parser.add_argument("--envs", type=int, default=1, help="environments of a member")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
+    parser.add_argument("--batch", type=int, default=128, help="transitions of an update, per member")
+    parser.add_argument("--steps", type=int, default=20_000, help="environment steps of a member on the clock")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="auto: as training would")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any other setting of train.py")
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    return parser.parse_args()
+
+
+def make_config(args: argparse.Namespace, members: int) -> Config:
+    compiles = {"auto": "null", "on": "true", "off": "false"}[args.compile]
+    return load_config(
+        None,
+        [
+            f"env.id={args.env}",
+            f"env.num_envs={args.envs}",
+            f"seeds={members}",
+            f"hidden_sizes={args.hidden}",
+            f"batch_size={args.batch}",
+            f"total_env_steps={args.steps + 2000}",
+            f"compile={compiles}",
+            f"device={args.device}",
+            f"num_threads={args.threads}",
+            *args.set,
+        ],
+    )
+
+
+def measure(config: Config, device: torch.device, steps: int, started: float) -> Throughput:
+    num_members, num_envs = len(config.members()), config.env.num_envs
+    with contextlib.closing(
+        envs.make(
+            config.env.id,
+            num_members * num_envs,
+            kwargs=config.env.kwargs,
+            action_bins=config.env.action_bins,
+            vectorization_mode=config.env.vectorization_mode,
+            device=device,
+        )
+    ) as env:
+        loop = TrainingLoop(config, env, device)
+        env_steps = 0
+
+        def run_until(end: int) -> None:
+            nonlocal env_steps
+            while env_steps < end:
+                loop.iterate(env_steps)
+                env_steps += num_envs
+            synchronize(device)
+
+        run_until(config.learning_starts + FIRST_UPDATES * num_envs)
+        setup = time.perf_counter() - started
+        first_steps, first_updates, clock = env_steps, loop.num_updates, time.perf_counter()
+        run_until(env_steps + steps)
+        seconds = time.perf_counter() - clock
+    updates = (loop.num_updates - first_updates) / seconds
+    gflops, peak = updates * operations(loop) / 1e9, gemm_peak(device)
+    return Throughput(
+        env=config.env.id,
+        device=device_name(device),
+        members=num_members,
+        num_envs=num_envs,
+        hidden=list(config.hidden_sizes),
+        batch=config.batch_size,
+        compiled=loop.compiles,
+        steps=env_steps - first_steps,
+        setup_s=round(setup, 2),
+        updates_per_s=round(updates, 1),
+        member_updates_per_s=round(updates * num_members, 1),
+        env_steps_per_s=round((env_steps - first_steps) * num_members / seconds, 1),
+        gflops=round(gflops, 2),
+        gemm_peak_gflops=round(peak, 1),
+        gemm_peak_fraction=round(gflops / peak, 3),
+        peak_memory_mib=round(peak_memory(device), 1),
+    )
+
+
+def operations(loop: TrainingLoop) -> int:
+    """Multiplications and additions of one update's matrix products, over all members."""
+    learner, batch = loop.learner, loop.config.batch_size
+
+    def passes(mlp: PopulationMLP, forward: int, to_parameters: int = 0, to_input: int = 0) -> int:
+        products = [rows * columns for name, (rows, columns) in mlp.shapes.items() if name.startswith("weight")]
+        whole, hidden = sum(products), sum(products[1:])  # the first layer's own input gradient is not always needed
+        return 2 * batch * mlp.flat.shape[0] * (forward * whole + to_parameters * (whole + hidden) + to_input * whole)
+
+    if not isinstance(learner, GumbelActorCritic):
+        raise UserError("algorithm: throughput is that of gumbel_actor_critic")
+    samples = 0 if learner.critics.is_linear else learner.estimator.num_samples
+    return (
+        passes(learner.actor.mlp, forward=2, to_parameters=1)
+        + passes(learner.critics.mlp, forward=1 + samples, to_parameters=1, to_input=samples)
+        + passes(learner.target_critics.mlp, forward=1)
+    )
+
+
+def gemm_peak(device: torch.device, size: int = 1024) -> float:
+    """The best rate of float32 matrix products of this size, in 10^9 operations a second."""
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    best = float("inf")
+    for _ in range(12):
+        synchronize(device)
+        clock = time.perf_counter()
+        for _ in range(4):
+            a @ b
+        synchronize(device)
+        best = min(best, (time.perf_counter() - clock) / 4)
+    return 2 * size**3 / best / 1e9
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def peak_memory(device: torch.device) -> float:
+    """MiB: of the device's allocator, or of the whole process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.split(':')[1].strip()}, {torch.get_num_threads()} thread(s)"
+    return "cpu"
+
+
+def text(row: Throughput) -> str:
+    return (
+        f"{row.env}, {row.members} member(s) of {row.hidden}, batch {row.batch}: {row.updates_per_s:,.0f} updates/s, "
+        f"{row.member_updates_per_s:,.0f} member updates/s, {row.env_steps_per_s:,.0f} env steps/s, "
+        f"{row.gflops:.1f} of {row.gemm_peak_gflops:.0f} GFLOP/s ({row.gemm_peak_fraction:.0%}), "
+        f"{row.peak_memory_mib:,.0f} MiB, set-up {row.setup_s:.1f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()
