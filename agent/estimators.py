@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32, Float64
 from torch import Generator, Tensor
 
 from agent.action_space import IMPOSSIBLE
@@ -36,15 +36,18 @@ class Estimate(NamedTuple):
 
 def gumbel_noise(
     shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | str | None = None
-) -> Tensor:
+) -> Float[Tensor, "..."]:
     """Standard Gumbel draws."""
-    return gumbel_of(torch.empty(shape, device=device).exponential_(generator=generator))
+    return gumbel_of(torch.rand(shape, dtype=torch.float64, generator=generator, device=device))
 
 
-def gumbel_of(exponential: Tensor) -> Tensor:
-    """-log E, standard Gumbel where E ~ Exp(1); always finite: a draw of 0 or inf is clamped first."""
-    limits = torch.finfo(exponential.dtype)
-    return exponential.clamp(limits.tiny, limits.max).log().neg()
+def gumbel_of(uniform: Float64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """-log(-log u), standard Gumbel where u is uniform on [0, 1); always finite: -log u is clamped first.
+
+    Float64 because a float32 u has 2^24 values, and none of them gives more than 16.6.
+    """
+    limits = torch.finfo(torch.float32)
+    return uniform.log().neg().clamp(limits.tiny, limits.max).log().neg().float()
 
 
 def hard_sample(logits: Float[Tensor, "*batch K N"], noise: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:

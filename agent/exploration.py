@@ -1,19 +1,10 @@
 """Persistent Gumbel noise: exploration that is correlated in time while every action still follows the policy."""
 
-from typing import NamedTuple
-
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Generator, Tensor
 
 from agent.estimators import gumbel_of
-
-
-class NoiseDraw(NamedTuple):
-    """The randomness of one step."""
-
-    exponential: Float[Tensor, "P E K N"]  # becomes the fresh Gumbel vectors
-    uniform: Float[Tensor, "P E"]  # decides who keeps theirs
 
 
 class PersistentGumbelNoise:
@@ -28,17 +19,21 @@ class PersistentGumbelNoise:
     ) -> None:
         self.rho = rho.view(-1, 1, 1, 1)
         self.generator = generator
-        self.noise = torch.empty(shape, device=rho.device)
-        self.noise.copy_(gumbel_of(self.draw().exponential))
+        self.shape = shape
+        self.noise: Float[Tensor, "P E K N"] = self.fresh(self.draw())
 
-    def draw(self) -> NoiseDraw:
-        exponential = torch.empty_like(self.noise).exponential_(generator=self.generator)
-        uniform = torch.rand(self.noise.shape[:2], generator=self.generator, device=self.noise.device)
-        return NoiseDraw(exponential, uniform)
+    def draw(self) -> Float64[Tensor, "P E U"]:
+        """The randomness of one step: of the fresh vectors, and of who keeps theirs."""
+        num_members, num_envs, num_factors, width = self.shape
+        shape = (num_members, num_envs, num_factors * width + 1)
+        return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=self.rho.device)
 
-    def next(self, draw: NoiseDraw) -> Float[Tensor, "P E K N"]:
+    def fresh(self, draw: Float64[Tensor, "P E U"]) -> Float[Tensor, "P E K N"]:
+        return gumbel_of(draw[..., :-1]).view(self.shape)
+
+    def next(self, draw: Float64[Tensor, "P E U"]) -> Float[Tensor, "P E K N"]:
         """The noise of the next step."""
-        keeps = draw.uniform[..., None, None] < self.rho
-        noise = torch.where(keeps, self.noise, gumbel_of(draw.exponential))
+        keeps = draw[..., -1:].unsqueeze(-1) < self.rho
+        noise = torch.where(keeps, self.noise, self.fresh(draw))
         self.noise.copy_(noise)
         return noise

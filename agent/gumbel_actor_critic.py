@@ -17,7 +17,7 @@ from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config, ConfigError, ScheduleConfig
 from agent.estimators import ESTIMATORS, gumbel_of, hard_sample
-from agent.exploration import NoiseDraw, PersistentGumbelNoise
+from agent.exploration import PersistentGumbelNoise
 from agent.networks import Actor, JointCritic, PerActionCritic, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
@@ -27,15 +27,6 @@ from envs.gymnasium_adapter import Step
 
 NUM_CRITICS = 2
 CRITICS: dict[str, type[PerActionCritic] | type[JointCritic]] = {"per_action": PerActionCritic, "joint": JointCritic}
-
-
-class UpdateDraw(NamedTuple):
-    """The randomness of one update. Noise is Exp(1) and becomes Gumbel: of the estimator's samples, and of the target
-    where it samples an action."""
-
-    replay: Float64[Tensor, "2 P B"]
-    actor: Float[Tensor, "S P B K N"]
-    target: Float[Tensor, "T P B K N"]
 
 
 class ReducedQ(NamedTuple):
@@ -112,6 +103,8 @@ class GumbelActorCritic:
                 f"estimator.name={config.estimator.name} needs critic.structure=per_action: with "
                 f"{actions.num_factors} action factors 'auto' means joint, which has no sum over actions"
             )
+        self.num_target_samples = 0 if self.critics.is_linear else 1
+        self.num_samples = self.num_target_samples + self.estimator.num_samples
 
         def per_member(key: str) -> Float[Tensor, " P"]:
             return torch.tensor(config.per_member(key), device=device)
@@ -161,21 +154,19 @@ class GumbelActorCritic:
 
         return due_until(env_steps) - due_until(env_steps - num_envs)
 
-    def draw_exploration(self) -> NoiseDraw:
+    def draw_exploration(self) -> Float64[Tensor, "P E U"]:
+        """The randomness of one choice of actions."""
         return self.exploration.draw()
 
-    def draw_update(self) -> UpdateDraw:
-        shape = (self.num_members, self.config.batch_size)
-        device = self.log_alpha.device
-        replay = torch.rand((2, *shape), dtype=torch.float64, device=device, generator=self.generator)
-        num_target = 0 if self.critics.is_linear else 1
-        noise = torch.empty(
-            (num_target + self.estimator.num_samples, *shape, self.actions.num_factors, self.actions.width),
-            device=device,
-        ).exponential_(generator=self.generator)
-        return UpdateDraw(replay, noise[num_target:], noise[:num_target])
+    def draw_update(self) -> Float64[Tensor, "P B U"]:
+        """The randomness of one update: of the batch, of the target's action, of the estimator's samples."""
+        num_numbers = 2 + self.num_samples * self.actions.num_factors * self.actions.width
+        shape = (self.num_members, self.config.batch_size, num_numbers)
+        return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=self.log_alpha.device)
 
-    def explore(self, obs: Float[Tensor, "P E D"], draw: NoiseDraw, *, uniform: bool) -> Int[Tensor, "P E K"]:
+    def explore(
+        self, obs: Float[Tensor, "P E D"], draw: Float64[Tensor, "P E U"], *, uniform: bool
+    ) -> Int[Tensor, "P E K"]:
         """The action to take while training: drawn from the policy or uniformly, with persistent noise."""
         noise = self.exploration.next(draw)
         if uniform:
@@ -186,28 +177,32 @@ class GumbelActorCritic:
         """Takes in one step of every environment."""
         self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid)
 
-    def learn(self, progress: Float[Tensor, ""], draw: UpdateDraw) -> dict[str, Float[Tensor, " P"]]:
+    def learn(self, progress: Float[Tensor, ""], draw: Float64[Tensor, "P B U"]) -> dict[str, Float[Tensor, " P"]]:
         """One update on a batch from the replay; returns its metrics."""
-        return self.update(self.replay.sample(draw.replay), progress, gumbel_of(draw.actor), gumbel_of(draw.target))
+        batch = self.replay.sample(draw[..., 0], draw[..., 1])
+        return self.update(batch, progress, self.noise_of(draw))
+
+    def noise_of(self, draw: Float64[Tensor, "P B U"]) -> Float[Tensor, "S P B K N"]:
+        shape = (self.num_samples, self.actions.num_factors, self.actions.width)
+        return gumbel_of(draw[..., 2:]).unflatten(-1, shape).permute(2, 0, 1, 3, 4)
 
     def update(
         self,
         batch: Batch,
         progress: Float[Tensor, ""],
         noise: Float[Tensor, "S P B K N"],
-        target_noise: Float[Tensor, "T P B K N"],
     ) -> dict[str, Float[Tensor, " P"]]:
         """One step of critics, actor and alpha together.
 
         Args:
             progress: part of the run done, in [0, 1].
-            noise: Gumbel, of the estimator's samples.
-            target_noise: Gumbel, of the action at the next observation where the critics are not linear.
+            noise: Gumbel, of the action at the next observation where the critics are not linear, then of the
+                estimator's samples.
         """
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         alpha = self.log_alpha.squeeze(-1).exp()
         learning_rate, tau, target_entropy = self.schedules(progress).unbind()
-        target = losses.td_target(batch.reward, batch.discount, self.next_value(next_obs, alpha, target_noise))
+        target = losses.td_target(batch.reward, batch.discount, self.next_value(next_obs, alpha, noise))
 
         encoded = self.critics.encode(obs)
         taken = self.critics.evaluate(encoded, self.actions.one_hot(batch.action))
@@ -217,7 +212,7 @@ class GumbelActorCritic:
         saved = self.actor.mlp.forward(obs)
         logits = self.actor.logits(saved)
         q = ReducedQ(self.critics, encoded, self.reduce)
-        estimate = self.estimator.estimate(logits, tau.view(-1, 1, 1, 1), noise, q)
+        estimate = self.estimator.estimate(logits, tau.view(-1, 1, 1, 1), noise[self.num_target_samples :], q)
         entropy, entropy_gradient = losses.entropy_and_gradient(logits)
         logits_gradient = losses.actor_loss_gradient(estimate.gradient, entropy_gradient, alpha)
         actor_gradient = self.actor.parameter_gradient(saved, logits_gradient)
@@ -243,7 +238,7 @@ class GumbelActorCritic:
         }
 
     def next_value(
-        self, next_obs: Float[Tensor, "P B D"], alpha: Float[Tensor, " P"], noise: Float[Tensor, "T P B K N"]
+        self, next_obs: Float[Tensor, "P B D"], alpha: Float[Tensor, " P"], noise: Float[Tensor, "S P B K N"]
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are linear, else Q at a hard sample."""
         logits = self.actor(next_obs)

@@ -10,13 +10,13 @@ update is finished under the newer policy; its earlier steps are at most a few s
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Generator, Tensor
 
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config
-from agent.exploration import NoiseDraw, PersistentGumbelNoise
+from agent.exploration import PersistentGumbelNoise
 from agent.networks import Actor, PopulationMLP, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
@@ -83,13 +83,16 @@ class Reinforce:
         num_steps = env_steps // self.config.env.num_envs
         return int(num_steps > 0 and num_steps % self.update_every == 0)
 
-    def draw_exploration(self) -> NoiseDraw:
+    def draw_exploration(self) -> Float64[Tensor, "P E U"]:
+        """The randomness of one choice of actions."""
         return self.exploration.draw()
 
     def draw_update(self) -> None:
         """An update draws nothing."""
 
-    def explore(self, obs: Float[Tensor, "P E D"], draw: NoiseDraw, *, uniform: bool) -> Int[Tensor, "P E K"]:
+    def explore(
+        self, obs: Float[Tensor, "P E D"], draw: Float64[Tensor, "P E U"], *, uniform: bool
+    ) -> Int[Tensor, "P E K"]:
         """Draws the action from the policy."""
         return (self.actor(self.normalizer(obs)) + self.exploration.next(draw)).argmax(-1)
 

@@ -105,15 +105,15 @@ class Replay:
         self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
         self.age.add_(valid).mul_(~(ended & valid))
 
-    def sample(self, draw: Float64[Tensor, "2 P B"]) -> Batch:
+    def sample(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Batch:
         """Transitions drawn with replacement, uniformly over environments and over what each holds.
 
         Args:
-            draw: uniform on [0, 1): which environment, which of its transitions.
+            u, v: uniform on [0, 1): which environment, which of its transitions.
         """
-        env = (draw[0] * self.newest.shape[1]).long()
+        env = (u * self.newest.shape[1]).long()
         first_row, dropped, started = (x.gather(1, env) for x in (self.first_row, self.num_dropped, self.num_started))
-        number = dropped + (draw[1] * (started - dropped)).long()
+        number = dropped + (v * (started - dropped)).long()
         slot = self.starts[first_row + number % self.num_slots]
         window = self.window[first_row + slot]
         reward, discount, length = window[..., -3:].unbind(-1)

@@ -9,7 +9,6 @@ import envs
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.estimators import gumbel_of
 from agent.gumbel_actor_critic import GumbelActorCritic, ReducedQ
 from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
@@ -45,8 +44,7 @@ def parameters(agent: GumbelActorCritic) -> dict[str, Tensor]:
 def update(agent: GumbelActorCritic, batch: Batch) -> dict[str, Tensor]:
     """One update with noise of its own seed."""
     agent.generator = Generator().manual_seed(0)
-    draw = agent.draw_update()
-    return agent.update(batch, PROGRESS, gumbel_of(draw.actor), gumbel_of(draw.target))
+    return agent.update(batch, PROGRESS, agent.noise_of(agent.draw_update()))
 
 
 def td_targets(agent: GumbelActorCritic, batch: Batch) -> Tensor:
@@ -94,7 +92,7 @@ def test_target_of_a_joint_critic_takes_a_hard_action_of_the_current_policy(gene
     agent = make_agent("critic.structure=joint", num_choices=(3, 2))
     with torch.no_grad():
         agent.actor.mlp.flat.mul_(50)
-    batch, noise = make_batch(agent, generator), gumbel_of(agent.draw_update().target)
+    batch, noise = make_batch(agent, generator), agent.noise_of(agent.draw_update())
     action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise[0]).argmax(-1))
     q = agent.target_critics.evaluate(agent.target_critics.encode(batch.next_obs), action).q.amin(0)
     value = agent.next_value(batch.next_obs, torch.ones(1), noise)
@@ -108,14 +106,14 @@ def test_target_of_a_linear_critic_is_the_expectation_over_the_policy(generator:
     batch = make_batch(agent, generator)
     pi = agent.actor(batch.next_obs).softmax(-1)[:, :, 0]
     heads = agent.target_critics.encode(batch.next_obs)[-1].mean(0)
-    value = agent.next_value(batch.next_obs, torch.ones(1), agent.draw_update().target)
+    value = agent.next_value(batch.next_obs, torch.ones(1), agent.noise_of(agent.draw_update()))
     torch.testing.assert_close(value, (pi * heads).sum(-1))
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
 def test_every_factor_gets_a_gradient_at_once(structure: str, generator: Generator) -> None:
     agent = make_agent(f"critic.structure={structure}", num_choices=(3, 2, 4))
-    batch, noise = make_batch(agent, generator), gumbel_of(agent.draw_update().actor)
+    batch, noise = make_batch(agent, generator), agent.noise_of(agent.draw_update())[-1:]
     q = ReducedQ(agent.critics, agent.critics.encode(batch.obs), "mean")
     _, gradient = agent.estimator.estimate(agent.actor(batch.obs), torch.ones(1, 1, 1, 1), noise, q)
     assert (gradient.abs().sum((0, 1, 3)) > 0).all()

@@ -7,7 +7,6 @@ from torch import Generator
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.estimators import gumbel_of
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.reinforce import Reinforce
@@ -55,12 +54,11 @@ def test_trained_together_is_trained_apart(structure: str, estimator: str) -> No
         obs, next_obs = (torch.randn(*shape, OBS_SIZE, generator=generator) for _ in range(2))
         action = torch.stack([torch.randint(n, shape, generator=generator) for n in NUM_CHOICES], -1)
         batch = Batch(obs, action, torch.randn(shape, generator=generator), torch.full(shape, 0.9), next_obs)
-        draw = together.draw_update()
-        noise = gumbel_of(draw.actor), gumbel_of(draw.target)
+        noise = together.noise_of(together.draw_update())
         progress = torch.tensor(update / 10)
-        together.update(batch, progress, *noise)
+        together.update(batch, progress, noise)
         for i, alone in enumerate(apart):
-            alone.update(member_of(batch, i), progress, *(x[:, i : i + 1] for x in noise))
+            alone.update(member_of(batch, i), progress, noise[:, i : i + 1])
     for i, alone in enumerate(apart):
         for network in ("actor", "evaluated_actor"):
             ours, theirs = (getattr(agent, network).mlp.flat.detach() for agent in (together, alone))

@@ -38,7 +38,7 @@ def rows(batch: Batch) -> set[tuple[float, ...]]:
 
 
 def sample(replay: Replay, generator: Generator, size: int = 3000) -> Batch:
-    return replay.sample(torch.rand((2, len(replay.newest), size), dtype=torch.float64, generator=generator))
+    return replay.sample(*torch.rand((2, len(replay.newest), size), dtype=torch.float64, generator=generator))
 
 
 def test_one_step_transitions_by_hand(generator: Generator) -> None:
