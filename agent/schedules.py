@@ -45,4 +45,5 @@ class ScheduleTable:
 
     def __call__(self, progress: Float[Tensor, ""]) -> Float[Tensor, "S P"]:
         """The values at the last thousandth that `progress` has reached."""
-        return self.table.index_select(0, (progress * NUM_KNOTS).long().view(1)).squeeze(0)
+        knot = (progress * NUM_KNOTS).long().clamp(max=NUM_KNOTS)  # the last step may lead beyond the end
+        return self.table.index_select(0, knot.view(1)).squeeze(0)

@@ -15,9 +15,11 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 STARTED = time.perf_counter()
+sys.path.pop(0)  # this folder: its profile.py would hide the library's
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch  # noqa: E402
@@ -56,7 +58,9 @@ class Throughput:
 
 
 def main() -> None:
-    args = parse()
+    parser = options(__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    args = parser.parse_args()
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
@@ -72,8 +76,9 @@ def main() -> None:
         started = time.perf_counter()
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What to train, where and how; shared by the benchmarks of speed."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1", help="Gymnasium id; Tensor/… stays on the device")
     parser.add_argument("--members", type=int, nargs="+", default=[1], help="population sizes, one row each")
     parser.add_argument("--envs", type=int, default=1, help="environments of a member")
@@ -84,8 +89,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--compile", choices=["auto", "on", "off"], default="auto", help="auto: as training would")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="any other setting of train.py")
-    parser.add_argument("--json", action="store_true", help="one JSON object a row")
-    return parser.parse_args()
+    return parser
 
 
 def make_config(args: argparse.Namespace, members: int) -> Config:
@@ -107,32 +111,38 @@ def make_config(args: argparse.Namespace, members: int) -> Config:
     )
 
 
+@contextlib.contextmanager
+def make_loop(config: Config, device: torch.device) -> Iterator[TrainingLoop]:
+    """The loop of a run without the run: no folder, no log, no evaluation."""
+    env = envs.make(
+        config.env.id,
+        len(config.members()) * config.env.num_envs,
+        kwargs=config.env.kwargs,
+        action_bins=config.env.action_bins,
+        vectorization_mode=config.env.vectorization_mode,
+        device=device,
+    )
+    with contextlib.closing(env):
+        yield TrainingLoop(config, env, device)
+
+
+def run_until(loop: TrainingLoop, env_steps: int, more: int) -> int:
+    """Iterates for so many more environment steps of a member; returns where it stands."""
+    end = env_steps + more
+    while env_steps < end:
+        loop.iterate(env_steps)
+        env_steps += loop.num_envs
+    synchronize(loop.device)
+    return env_steps
+
+
 def measure(config: Config, device: torch.device, steps: int, started: float) -> Throughput:
     num_members, num_envs = len(config.members()), config.env.num_envs
-    with contextlib.closing(
-        envs.make(
-            config.env.id,
-            num_members * num_envs,
-            kwargs=config.env.kwargs,
-            action_bins=config.env.action_bins,
-            vectorization_mode=config.env.vectorization_mode,
-            device=device,
-        )
-    ) as env:
-        loop = TrainingLoop(config, env, device)
-        env_steps = 0
-
-        def run_until(end: int) -> None:
-            nonlocal env_steps
-            while env_steps < end:
-                loop.iterate(env_steps)
-                env_steps += num_envs
-            synchronize(device)
-
-        run_until(config.learning_starts + FIRST_UPDATES * num_envs)
+    with make_loop(config, device) as loop:
+        first_steps = run_until(loop, 0, config.learning_starts + FIRST_UPDATES * num_envs)
         setup = time.perf_counter() - started
-        first_steps, first_updates, clock = env_steps, loop.num_updates, time.perf_counter()
-        run_until(env_steps + steps)
+        first_updates, clock = loop.num_updates, time.perf_counter()
+        env_steps = run_until(loop, first_steps, steps)
         seconds = time.perf_counter() - clock
     updates = (loop.num_updates - first_updates) / seconds
     gflops, peak = updates * operations(loop) / 1e9, gemm_peak(device)

@@ -35,3 +35,4 @@ def test_table_holds_every_schedule_at_every_thousandth() -> None:
         torch.testing.assert_close(values[0], torch.tensor([4.0 - 3.0 * progress, 1.0]))
         assert torch.equal(values[1], END)
     assert torch.equal(table(torch.tensor(0.2504))[0], table(torch.tensor(0.25))[0])
+    assert torch.equal(table(torch.tensor(1.02)), table(torch.tensor(1.0)))  # environments that do not divide the run

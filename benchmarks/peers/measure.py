@@ -1,0 +1,196 @@
+"""One measurement of one peer, in the peers' own virtual environment; prints JSON. Run by ../against_peers.py.
+
+Matched work: CartPole-v1, MLPs of two hidden layers, one update of a batch per environment step, replay of 100,000, the
+first 1,000 steps random and off the clock, nothing logged. PPO trains on rollouts and is measured in environment steps.
+"""
+
+import argparse
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+RANDOM_STEPS = 1000
+THRESHOLD, EPISODES, EVERY = 475, 10, 2000  # of --learning
+
+
+def sb3_dqn(args: argparse.Namespace) -> float:
+    from stable_baselines3 import DQN
+
+    clock = make_clock()
+    model = DQN(
+        "MlpPolicy",
+        args.env,
+        buffer_size=100_000,
+        learning_starts=RANDOM_STEPS,
+        batch_size=args.batch,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=500,
+        policy_kwargs={"net_arch": args.hidden},
+        seed=args.seed,
+        device="cpu",
+    )
+    model.learn(args.steps + RANDOM_STEPS, callback=clock)
+    return args.steps / (time.perf_counter() - clock.started)
+
+
+def sb3_ppo(args: argparse.Namespace) -> float:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    envs = make_vec_env(args.env, 8, seed=args.seed)
+    model = PPO("MlpPolicy", envs, policy_kwargs={"net_arch": args.hidden}, seed=args.seed, device="cpu")
+    started = time.perf_counter()
+    model.learn(args.steps)
+    return model.num_timesteps / (time.perf_counter() - started)
+
+
+def tianshou_discrete_sac(args: argparse.Namespace) -> float:
+    from tianshou.algorithm import DiscreteSAC
+    from tianshou.algorithm.modelfree.discrete_sac import DiscreteSACPolicy
+    from tianshou.algorithm.optim import AdamOptimizerFactory
+    from tianshou.data import Collector, CollectStats, VectorReplayBuffer
+    from tianshou.env import DummyVectorEnv
+    from tianshou.trainer import OffPolicyTrainerParams
+    from tianshou.utils.net.common import Net
+    from tianshou.utils.net.discrete import DiscreteActor, DiscreteCritic
+
+    env = gym.make(args.env)
+    obs_shape, num_actions = env.observation_space.shape, int(env.action_space.n)
+    envs = DummyVectorEnv([lambda: gym.make(args.env)])
+    envs.seed(args.seed)
+
+    def trunk() -> Any:
+        return Net(state_shape=obs_shape, hidden_sizes=args.hidden)
+
+    actor = DiscreteActor(preprocess_net=trunk(), action_shape=num_actions, softmax_output=False)
+    critics = [DiscreteCritic(preprocess_net=trunk(), last_size=num_actions) for _ in range(2)]
+    adam = AdamOptimizerFactory(lr=3e-4)
+    algorithm = DiscreteSAC(
+        policy=DiscreteSACPolicy(actor=actor, action_space=env.action_space),
+        policy_optim=adam,
+        critic=critics[0],
+        critic_optim=adam,
+        critic2=critics[1],
+        critic2_optim=adam,
+    )
+    collector = Collector[CollectStats](algorithm, envs, VectorReplayBuffer(100_000, 1), exploration_noise=False)
+    collector.reset()
+    collector.collect(n_step=RANDOM_STEPS, random=True)
+    started = time.perf_counter()
+    algorithm.run_training(
+        OffPolicyTrainerParams(
+            training_collector=collector,
+            test_collector=None,
+            max_epochs=1,
+            epoch_num_steps=args.steps,
+            collection_step_num_env_steps=1,
+            batch_size=args.batch,
+            update_step_num_gradient_steps_per_sample=1.0,
+            verbose=False,
+            show_progress=False,
+            test_in_training=False,
+        )
+    )
+    return args.steps / (time.perf_counter() - started)
+
+
+def sb3_ppo_learning(args: argparse.Namespace) -> dict[str, float | None]:
+    """PPO with the hyperparameters that rl-baselines3-zoo tuned for CartPole-v1: until it first evaluates at 475."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+
+    model = PPO(
+        "MlpPolicy",
+        make_vec_env(args.env, 8, seed=args.seed),
+        n_steps=32,
+        batch_size=256,
+        gae_lambda=0.8,
+        gamma=0.98,
+        n_epochs=20,
+        ent_coef=0.0,
+        learning_rate=lambda left: left * 1e-3,
+        clip_range=lambda left: left * 0.2,
+        seed=args.seed,
+        device="cpu",
+    )
+    watch = make_watch(gym.make(args.env), args.seed)
+    model.learn(100_000, callback=watch)
+    return {"env_steps": watch.reached_at, "seconds": watch.training_seconds}
+
+
+def make_clock() -> Any:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Clock(BaseCallback):
+        started = 0.0
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps == RANDOM_STEPS:
+                self.started = time.perf_counter()
+            return True
+
+    return Clock()
+
+
+def make_watch(env: Any, seed: int) -> Any:
+    from stable_baselines3.common.callbacks import BaseCallback
+
+    class Watch(BaseCallback):
+        """Greedy evaluations; seconds are of training alone."""
+
+        reached_at: int | None = None
+        training_seconds = 0.0
+        next_at = EVERY
+
+        def _on_training_start(self) -> None:
+            self.resumed = time.perf_counter()
+
+        def _on_step(self) -> bool:
+            if self.num_timesteps < self.next_at:
+                return True
+            self.training_seconds += time.perf_counter() - self.resumed
+            self.next_at += EVERY
+            if sum(self.episode(i) for i in range(EPISODES)) / EPISODES >= THRESHOLD:
+                self.reached_at = self.num_timesteps
+            self.resumed = time.perf_counter()
+            return self.reached_at is None
+
+        def episode(self, number: int) -> float:
+            obs, _ = env.reset(seed=1000 * seed + number)
+            total, over = 0.0, False
+            while not over:
+                action, _ = self.model.predict(obs, deterministic=True)
+                obs, reward, terminated, truncated, _ = env.step(int(action))
+                total, over = total + float(reward), terminated or truncated
+            return total
+
+    return Watch()
+
+
+PEERS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
+    "sb3_dqn": (sb3_dqn, "stable-baselines3"),
+    "sb3_ppo": (sb3_ppo, "stable-baselines3"),
+    "tianshou_discrete_sac": (tianshou_discrete_sac, "tianshou"),
+    "sb3_ppo_learning": (sb3_ppo_learning, "stable-baselines3"),
+}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("peer", choices=PEERS)
+    parser.add_argument("--env", default="CartPole-v1")
+    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    measure, package = PEERS[arguments.peer]
+    result = measure(arguments)
+    versions = {name: importlib.metadata.version(name) for name in (package, "torch", "gymnasium")}
+    print(json.dumps({"result": result, "versions": versions}))

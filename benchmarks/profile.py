@@ -1,0 +1,107 @@
+"""Where the time of a training iteration goes: by part, by operator, and as a trace for chrome://tracing or Perfetto.
+
+    python benchmarks/profile.py --hidden 128 128
+    python benchmarks/profile.py --compile on --trace trace.json
+
+Takes the options of throughput.py. Parts nest: indented ones are within the one above. Each is timed where it runs,
+between cold caches, which on a small network costs more than its arithmetic.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.pop(0)  # this folder: its profile.py would hide the library's
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.training.loop import TrainingLoop
+from benchmarks.throughput import FIRST_UPDATES, make_config, make_loop, options, run_until, synchronize
+
+NUM_ITERATIONS = 1000
+NUM_TRACED = 50
+NUM_OPERATORS = 15
+
+
+def main() -> None:
+    parser = options(__doc__)
+    parser.add_argument("--trace", type=Path, help="write a trace of a few iterations here")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    torch.set_num_threads(args.threads)
+    torch.set_flush_denormal(True)
+    config = make_config(args, args.members[0])
+    with make_loop(config, device) as loop:
+        start = run_until(loop, 0, config.learning_starts + FIRST_UPDATES * config.env.num_envs)
+        with profile(
+            activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        ) as p:
+            start = run_until(loop, start, NUM_TRACED * config.env.num_envs)
+        if args.trace:
+            p.export_chrome_trace(str(args.trace))
+        clock = time.perf_counter()
+        start = run_until(loop, start, NUM_ITERATIONS * config.env.num_envs)
+        whole = (time.perf_counter() - clock) / NUM_ITERATIONS
+        parts = time_parts(loop)
+        run_until(loop, start, NUM_ITERATIONS * config.env.num_envs)
+    print(f"| part of an iteration ({'compiled' if loop.compiles else 'plain'}) | us |\n|---|---|")
+    print(f"| whole, untimed inside | {whole * 1e6:,.0f} |")
+    for name, seconds in parts.items():
+        print(f"| {name} | {sum(seconds) / NUM_ITERATIONS * 1e6:,.0f} |")
+    print("\n| operator | calls an iteration | share of the time, itself |\n|---|---|---|")
+    events = [event for event in p.key_averages() if event.self_cpu_time_total > 0]
+    total = sum(event.self_cpu_time_total for event in events)
+    for event in sorted(events, key=lambda e: -e.self_cpu_time_total)[:NUM_OPERATORS]:
+        print(f"| {event.key} | {event.count / NUM_TRACED:.1f} | {event.self_cpu_time_total / total:.0%} |")
+
+
+def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
+    """Puts clocks around the parts of the loop; fills the lists from then on."""
+    learner = loop.learner
+    assert isinstance(learner, GumbelActorCritic)
+    seconds: dict[str, list[float]] = {}
+
+    def time_it(owner: Any, method: str, name: str) -> None:
+        function: Callable[..., Any] = getattr(owner, method)
+        times = seconds.setdefault(name, [])
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            clock = time.perf_counter()
+            result = function(*args, **kwargs)
+            synchronize(loop.device)
+            times.append(time.perf_counter() - clock)
+            return result
+
+        setattr(owner, method, timed)
+
+    time_it(loop.env, "step", "environments")
+    time_it(learner, "draw_update", "random numbers of the update")
+    time_it(learner, "draw_exploration", "random numbers of the actions")
+    if loop.compiles:
+        time_it(loop, "take_steady_turn", "compiled: everything else")
+        return seconds
+    time_it(loop, "learn", "learn")
+    time_it(learner.replay, "sample", "&nbsp; replay: sample")
+    time_it(learner, "update", "&nbsp; update")
+    time_it(learner, "next_value", "&nbsp; &nbsp; value of the next observation")
+    time_it(learner.critics, "encode", "&nbsp; &nbsp; critics forward")
+    time_it(learner.critics, "parameter_gradient", "&nbsp; &nbsp; critics backward")
+    time_it(learner.actor.mlp, "forward", "&nbsp; &nbsp; actor forward (both observations, and acting)")
+    time_it(learner.actor, "parameter_gradient", "&nbsp; &nbsp; actor backward")
+    time_it(learner.optimizer, "step", "&nbsp; &nbsp; Adam")
+    time_it(loop.metrics, "add", "&nbsp; metrics")
+    time_it(loop, "take_in", "take in a step and act")
+    time_it(learner.replay, "add", "&nbsp; replay: add")
+    time_it(loop.normalizer, "update", "&nbsp; normaliser")
+    time_it(loop.episodes, "update", "&nbsp; episode statistics")
+    time_it(learner, "explore", "&nbsp; act")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
