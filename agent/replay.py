@@ -97,7 +97,7 @@ class Replay:
         total, discount, length = window[..., -3:].unbind(-1)
         grows = (self.lag <= self.age.unsqueeze(-1)) & valid.unsqueeze(-1)
         total.addcmul_(discount, reward.unsqueeze(-1) * grows)
-        discount.mul_(torch.where(grows, (self.gamma * ~terminated).unsqueeze(-1), 1.0))
+        discount.mul_((self.gamma * ~terminated).unsqueeze(-1).expand_as(grows).masked_fill(~grows, 1.0))
         length.add_(grows)
         self.window[rows] = window
 

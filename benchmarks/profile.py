@@ -23,13 +23,13 @@ from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.training.loop import TrainingLoop
 from benchmarks.throughput import FIRST_UPDATES, make_config, make_loop, options, run_until, synchronize
 
-NUM_ITERATIONS = 1000
 NUM_TRACED = 50
 NUM_OPERATORS = 15
 
 
 def main() -> None:
     parser = options(__doc__)
+    parser.set_defaults(steps=1000)
     parser.add_argument("--trace", type=Path, help="write a trace of a few iterations here")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -45,14 +45,14 @@ def main() -> None:
         if args.trace:
             p.export_chrome_trace(str(args.trace))
         clock = time.perf_counter()
-        start = run_until(loop, start, NUM_ITERATIONS * config.env.num_envs)
-        whole = (time.perf_counter() - clock) / NUM_ITERATIONS
+        start = run_until(loop, start, args.steps * config.env.num_envs)
+        whole = (time.perf_counter() - clock) / args.steps
         parts = time_parts(loop)
-        run_until(loop, start, NUM_ITERATIONS * config.env.num_envs)
+        run_until(loop, start, args.steps * config.env.num_envs)
     print(f"| part of an iteration ({'compiled' if loop.compiles else 'plain'}) | us |\n|---|---|")
     print(f"| whole, untimed inside | {whole * 1e6:,.0f} |")
     for name, seconds in parts.items():
-        print(f"| {name} | {sum(seconds) / NUM_ITERATIONS * 1e6:,.0f} |")
+        print(f"| {name} | {sum(seconds) / args.steps * 1e6:,.0f} |")
     print("\n| operator | calls an iteration | share of the time, itself |\n|---|---|---|")
     events = [event for event in p.key_averages() if event.self_cpu_time_total > 0]
     total = sum(event.self_cpu_time_total for event in events)

@@ -2,6 +2,7 @@
 
     python benchmarks/throughput.py --members 1 8 --hidden 128 128 --batch 128 --steps 5000
     python benchmarks/throughput.py --device cuda --env Tensor/CartPole-v1 --members 1 256 1024 --json
+    python benchmarks/throughput.py --env Tensor/CartPole-v1 --envs 1024 --only-envs
 
 Matched work: two hidden layers, one update per environment step of a member, nothing logged or evaluated. What runs is
 the trainer's own loop, environments included. `setup_s` is everything before the clock starts: imports, compilation,
@@ -11,6 +12,7 @@ random first steps, the first updates.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import resource
 import sys
@@ -22,15 +24,17 @@ STARTED = time.perf_counter()
 sys.path.pop(0)  # this folder: its profile.py would hide the library's
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import torch  # noqa: E402
+import torch
 
-import envs  # noqa: E402
-from agent.config import Config  # noqa: E402
-from agent.config_loader import load_config  # noqa: E402
-from agent.gumbel_actor_critic import GumbelActorCritic  # noqa: E402
-from agent.networks import PopulationMLP  # noqa: E402
-from agent.training.loop import TrainingLoop  # noqa: E402
-from envs import UserError  # noqa: E402
+import envs
+from agent.config import Config
+from agent.config_loader import load_config
+from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.networks import PopulationMLP
+from agent.training.acceleration import CudaGraphs
+from agent.training.loop import TrainingLoop
+from agent.training.trainer import make_env
+from envs import UserError
 
 FIRST_UPDATES = 100
 
@@ -60,6 +64,7 @@ class Throughput:
 def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
+    parser.add_argument("--only-envs", action="store_true", help="step environments with random actions, learn nothing")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.set_num_threads(args.threads)
@@ -68,6 +73,10 @@ def main() -> None:
     for members in args.members:
         try:
             config = make_config(args, members)
+            if args.only_envs:
+                steps_per_s = environment_speed(config, device, args.steps)
+                print(json.dumps({"env": args.env, "num_envs": members * args.envs, "env_steps_per_s": steps_per_s}))
+                continue
             row = measure(config, device, args.steps, started)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
@@ -114,15 +123,7 @@ def make_config(args: argparse.Namespace, members: int) -> Config:
 @contextlib.contextmanager
 def make_loop(config: Config, device: torch.device) -> Iterator[TrainingLoop]:
     """The loop of a run without the run: no folder, no log, no evaluation."""
-    env = envs.make(
-        config.env.id,
-        len(config.members()) * config.env.num_envs,
-        kwargs=config.env.kwargs,
-        action_bins=config.env.action_bins,
-        vectorization_mode=config.env.vectorization_mode,
-        device=device,
-    )
-    with contextlib.closing(env):
+    with contextlib.closing(make_env(config, len(config.members()) * config.env.num_envs, device)) as env:
         yield TrainingLoop(config, env, device)
 
 
@@ -164,6 +165,35 @@ def measure(config: Config, device: torch.device, steps: int, started: float) ->
         gemm_peak_fraction=round(gflops / peak, 3),
         peak_memory_mib=round(peak_memory(device), 1),
     )
+
+
+def environment_speed(config: Config, device: torch.device, steps: int) -> float:
+    """Environment steps a second, all environments together, under random actions; captured where that is possible."""
+    env = make_env(config, len(config.members()) * config.env.num_envs, device)
+    env.reset(0)
+    num_choices = torch.tensor(env.actions.num_choices, device=device)
+    actions = (torch.rand((16, env.num_envs, len(num_choices)), device=device) * num_choices).long()
+    total = torch.zeros((), device=device)  # something must need the steps
+
+    def step_through() -> None:
+        for action in actions:
+            total.add_(env.step(action).reward.sum())
+
+    turn = step_through
+    if device.type == "cuda" and isinstance(env, envs.TensorEnv):
+        graphs = CudaGraphs([env.generator])
+        turn = functools.partial(graphs, step_through)
+    for _ in range(10):
+        turn()
+    synchronize(device)
+    clock = time.perf_counter()
+    num_turns = max(1, steps // len(actions))
+    for _ in range(num_turns):
+        turn()
+    synchronize(device)
+    seconds = time.perf_counter() - clock
+    env.close()
+    return round(num_turns * len(actions) * env.num_envs / seconds, 1)
 
 
 def operations(loop: TrainingLoop) -> int:

@@ -10,7 +10,11 @@ import pytest
 import torch
 from loops import make_loop, run, state
 
+import agent.training.loop as loop_module
+from agent.config import ConfigError
+from agent.config_loader import load_config
 from agent.training.acceleration import COMPILATION_PAYS_FROM, pays_to_compile
+from agent.training.trainer import select_device
 
 
 @pytest.mark.slow
@@ -36,10 +40,35 @@ def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(env_id: str, st
         assert torch.equal(state(captured)[name], tensor), name
 
 
-def test_only_long_runs_on_a_cpu_with_a_compiler_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wanted", ["null", "true"])
+def test_a_compiler_that_fails_ends_only_the_run_that_asked_for_it(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(function: object) -> object:
+        def program(*args: object) -> None:
+            raise RuntimeError("g++: internal error\nand much more")
+
+        return program
+
+    monkeypatch.setattr(loop_module, "compiled", broken)
+    monkeypatch.setattr(loop_module, "pays_to_compile", lambda num_updates: True)
+    loop = make_loop("cpu", "env.id=CartPole-v1", f"compile={wanted}")
+    if wanted == "true":
+        with pytest.raises(ConfigError, match="compile: got true, but that fails here: g\\+\\+: internal error$"):
+            run(loop)
+        return
+    plain = make_loop("cpu", "env.id=CartPole-v1", "compile=false")
+    run(loop, plain)
+    assert "goes on uncompiled" in caplog.text and not loop.compiles
+    for name, tensor in state(plain).items():
+        assert torch.equal(state(loop)[name], tensor), name
+
+
+def test_only_long_runs_where_there_is_a_compiler_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
-    cpu = torch.device("cpu")
-    assert pays_to_compile(COMPILATION_PAYS_FROM, cpu) and not pays_to_compile(COMPILATION_PAYS_FROM - 1, cpu)
-    assert not pays_to_compile(COMPILATION_PAYS_FROM, torch.device("cuda"))
+    assert pays_to_compile(COMPILATION_PAYS_FROM) and not pays_to_compile(COMPILATION_PAYS_FROM - 1)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert not pays_to_compile(COMPILATION_PAYS_FROM, cpu)
+    assert not pays_to_compile(COMPILATION_PAYS_FROM)
+    config = load_config(None, ["env.id=CartPole-v1", "compile=true", "device=cpu"])
+    with pytest.raises(ConfigError, match="there is no C\\+\\+ compiler here"):
+        select_device(config)

@@ -1,6 +1,8 @@
 """The loop that a run consists of: learn, step every environment, take in what came of it, choose the next actions."""
 
+import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,13 +10,15 @@ from jaxtyping import Int
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config
+from agent.config import Config, ConfigError
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.reinforce import Reinforce
 from agent.training.acceleration import CudaGraphs, compiled, pays_to_compile
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
 from envs import Step, TensorEnv, VectorEnvironment
+
+logger = logging.getLogger(__name__)
 
 ALGORITHMS: dict[str, type[GumbelActorCritic] | type[Reinforce]] = {
     "gumbel_actor_critic": GumbelActorCritic,
@@ -58,7 +62,7 @@ class TrainingLoop:
             self.obs, self.learner.draw_exploration(), uniform=self.learner.is_warming_up(0)
         )
         self.steady_updates = math.ceil(config.updates_per_step * self.num_envs)  # of most iterations that learn
-        self.take_steady_turn = self.take_turn
+        self.take_steady_turn: Callable[..., None] = self.take_turn
         self.graphs: CudaGraphs | None = None
         self.compiles = False
         if self.learner.is_static:
@@ -69,11 +73,12 @@ class TrainingLoop:
         if self.device.type == "cuda":
             generators = [self.generator, *([self.env.generator] if isinstance(self.env, TensorEnv) else [])]
             self.graphs = CudaGraphs(generators)
+            return
         num_updates = round(self.config.total_env_steps * self.config.updates_per_step)
         wanted = self.config.compile
-        self.compiles = pays_to_compile(num_updates, self.device) if wanted is None else wanted
+        self.compiles = pays_to_compile(num_updates) if wanted is None else wanted
         if self.compiles:
-            self.take_steady_turn = compiled(self.take_turn)
+            self.take_steady_turn = self.compile_and_take_turn
 
     def iterate(self, env_steps: int) -> None:
         """The updates due after `env_steps` of each member, and one more step of every environment."""
@@ -109,6 +114,21 @@ class TrainingLoop:
         """
         self.learn(update_draws)
         self.take_in(step, draw, uniform)
+
+    def compile_and_take_turn(self, *args: Any) -> None:
+        """The first steady turn. Where compilation fails and nobody asked for it, the run goes on without."""
+        program = compiled(self.take_turn)
+        try:
+            program(*args)
+        except Exception as error:  # whatever a compiler can fail with; nothing was run
+            reason = str(error).strip().splitlines()[0]
+            if self.config.compile:
+                raise ConfigError(f"compile: got true, but that fails here: {reason}") from error
+            logger.warning("the run goes on uncompiled, and slower (compile=false spares the attempt): %s", reason)
+            self.compiles, self.take_steady_turn = False, self.take_turn
+            self.take_turn(*args)
+        else:
+            self.take_steady_turn = program
 
     def draw_and_learn(self, num_updates: int) -> None:
         self.learn([self.learner.draw_update() for _ in range(num_updates)])

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -36,7 +37,7 @@ class Trainer:
 
     def __init__(self, config: Config, stack: contextlib.ExitStack) -> None:
         self.config = config
-        self.device = select_device(config.device)
+        self.device = select_device(config)
         torch.set_num_threads(config.num_threads)
         # Adam's moments of a parameter without gradient decay into denormals, each a hundred times slower to multiply.
         torch.set_flush_denormal(True)
@@ -52,6 +53,8 @@ class Trainer:
         self.tracker = stack.enter_context(Tracker(self.run_dir, config))
 
         self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
+        if self.loop.compiles:
+            self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
@@ -152,10 +155,17 @@ def seed_streams(config: Config) -> dict[str, int]:
     return {name: int(s.generate_state(1)[0] >> 1) for name, s in zip(names, states, strict=True)}
 
 
-def select_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
+def select_device(config: Config) -> torch.device:
+    """Where the run takes place, and whether what it asks of that place is there."""
+    if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: got 'cuda', but torch finds no CUDA device; use device=cpu or device=auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if config.compile:
+        if device.type == "cuda":
+            raise ConfigError("compile: got true, but that is for CPUs: on a GPU the run is a CUDA graph already")
+        if shutil.which(os.environ.get("CXX") or "g++") is None:
+            raise ConfigError("compile: got true, but there is no C++ compiler here; install g++ or leave it out")
+    return device
 
 
 def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvironment:
