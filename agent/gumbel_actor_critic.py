@@ -124,6 +124,10 @@ class GumbelActorCritic:
                 ),
             ]
         )
+        if obs_size % config.frame_stack:
+            raise ConfigError(
+                f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
+            )
         num_envs = config.env.num_envs
         self.replay = Replay(
             self.num_members,

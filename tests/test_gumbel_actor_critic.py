@@ -69,6 +69,11 @@ def test_every_combination_moves_every_network(
     assert all(value.shape == (1,) and value.isfinite().all() for value in metrics.values())
 
 
+def test_frames_that_do_not_divide_the_observation_are_refused() -> None:
+    with pytest.raises(ValueError, match="frame_stack: got 3, which does not divide the 4 numbers"):
+        make_agent("frame_stack=3")
+
+
 def test_exact_with_several_factors_and_an_automatic_critic_is_refused() -> None:
     with pytest.raises(ValueError, match="estimator.name=exact needs critic.structure=per_action"):
         make_agent("estimator.name=exact", num_choices=(3, 2))

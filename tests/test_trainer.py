@@ -137,9 +137,13 @@ def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     assert (run / "metrics.jsonl").read_bytes() == before
 
 
-def test_wrong_environment_leaves_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Pendulum-v1 has action space"):
-        train(short(tmp_path / "run", "env.id=Pendulum-v1"))
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [("env.id=Pendulum-v1", "Pendulum-v1 has action space"), ("frame_stack=3", "does not divide the 4 numbers")],
+)
+def test_what_cannot_be_run_leaves_no_folder(tmp_path: Path, override: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        train(short(tmp_path / "run", override))
     assert not (tmp_path / "run").exists()
 
 

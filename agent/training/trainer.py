@@ -47,12 +47,12 @@ class Trainer:
         env = stack.enter_context(contextlib.closing(make_env(config, len(self.members) * self.num_envs, self.device)))
         evaluation_envs = num_parallel_envs(self.num_members, config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
-        self.run_dir = make_run_dir(config)  # only now: a wrong environment leaves no folder behind
+        self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
+        self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
         (self.run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
         self.console = stack.enter_context(Console(config))
         self.tracker = stack.enter_context(Tracker(self.run_dir, config))
 
-        self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
         if self.loop.compiles:
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
         infos = [
