@@ -54,7 +54,7 @@ def main() -> None:
             print(f"round {number + 1}: {peer} {theirs}, ours {ours}", flush=True)
     name = "learning_speed" if args.learning else "against_peers"
     table = learning_table(rounds) if args.learning else throughput_table(rounds)
-    write(args.out, name, table, rounds)
+    write(args.out, name, table, rounds, args.venv)
     print(table)
 
 
@@ -163,8 +163,8 @@ def learning_table(rounds: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, name: str, table: str, rounds: dict[str, list[dict[str, Any]]]) -> None:
-    import torch
+def write(folder: Path, name: str, table: str, rounds: dict[str, list[dict[str, Any]]], venv: Path) -> None:
+    import torch  # the measurements above need neither
 
     from benchmarks.throughput import device_name
 
@@ -173,8 +173,8 @@ def write(folder: Path, name: str, table: str, rounds: dict[str, list[dict[str, 
         "device": device_name(torch.device("cpu")),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "peers": next((r["theirs"].get("versions", {}) for runs in rounds.values() for r in runs), {}),
-        "command": " ".join(["python", *sys.argv]),
+        "peers": {k: v for runs in rounds.values() for r in runs for k, v in r["theirs"].get("versions", {}).items()},
+        "command": " ".join(["python", *sys.argv]).replace(str(venv), "PATH"),
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({**about, "rounds": rounds}, indent=1) + "\n", encoding="utf-8")

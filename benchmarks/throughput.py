@@ -247,7 +247,7 @@ def device_name(device: torch.device) -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
-                return f"{line.split(':')[1].strip()}, {torch.get_num_threads()} thread(s)"
+                return line.split(":")[1].strip()
     return "cpu"
 
 
