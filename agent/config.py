@@ -82,19 +82,44 @@ class AlphaConfig(Section):
 
 
 class EstimatorConfig(Section):
-    name: Literal["straight_through_gumbel_softmax", "exact", "score_function"] = Field(
-        "straight_through_gumbel_softmax", description="how the critic's gradient passes the discrete sample"
+    name: Literal[
+        "straight_through_gumbel_softmax",
+        "relaxed_gumbel_softmax",
+        "straight_through_softmax",
+        "gumbel_rao",
+        "gapped_straight_through",
+        "reinmax",
+        "score_function",
+        "local_expectation",
+        "exact",
+    ] = Field("straight_through_gumbel_softmax", description="how the critic's gradient passes the discrete sample")
+    num_samples: int = Field(
+        8,
+        ge=1,
+        description="gumbel_rao: draws of noise averaged; score_function: actions drawn, at least 2 for its "
+        "leave_one_out baseline",
     )
+    gap: float = Field(1.0, gt=0, description="gapped_straight_through: lead of the choice drawn, in logits")
+    baseline: Literal["leave_one_out", "value"] = Field(
+        "leave_one_out", description="score_function: mean Q of the other actions drawn, or Q at the policy's mean"
+    )
+
+    @model_validator(mode="after")
+    def leave_one_out_needs_others(self) -> "EstimatorConfig":
+        if self.name == "score_function" and self.baseline == "leave_one_out" and self.num_samples < 2:
+            raise ValueError("baseline=leave_one_out needs num_samples of at least 2; use baseline=value for 1")
+        return self
 
 
 class CriticConfig(Section):
-    structure: Literal["auto", "per_action", "joint"] = Field(
+    structure: Literal["auto", "per_action", "multilinear", "joint"] = Field(
         "auto",
-        description="per_action: one value per choice, Q linear in the action; joint: an MLP on [obs, action]; "
-        "auto: per_action for one factor, joint for several",
+        description="per_action: one value per choice, Q their mean over factors; multilinear: that and an interaction "
+        "of each pair of factors; joint: an MLP on [obs, action]; auto: per_action for one factor, joint for several",
     )
+    rank: int = Field(16, ge=1, description="multilinear: numbers that describe a choice to the other factors")
     reduce: Literal["auto", "min", "mean"] = Field(
-        "auto", description="how the twin critics become one value; auto: mean for per_action, min for joint"
+        "auto", description="how the twin critics become one value; auto: min for joint, else mean"
     )
     layer_norm: bool = Field(False, description="layer normalisation after each hidden layer of the critics")
     entropy_in_target: bool = Field(False, description="add alpha * entropy to the critic's target, as SAC does")
@@ -208,10 +233,11 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
-    def exact_needs_per_action(self) -> "Config":
+    def exact_needs_multilinear(self) -> "Config":
         if self.estimator.name == "exact" and self.critic.structure == "joint":
             raise ValueError(
-                "estimator.name=exact needs critic.structure=per_action: a joint critic has no sum over actions"
+                "estimator.name=exact needs critic.structure=per_action or multilinear: at the probabilities a joint "
+                "critic is not the expectation over actions; estimator.name=local_expectation serves any critic"
             )
         return self
 

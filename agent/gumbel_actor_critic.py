@@ -7,7 +7,6 @@ alpha   log alpha moves so that H(pi) meets an annealed target
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -16,9 +15,10 @@ from torch import Generator, Tensor
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config, ConfigError, ScheduleConfig
-from agent.estimators import ESTIMATORS, gumbel_of, hard_sample
+from agent.critics import Critics, ReducedQ, make_critics
+from agent.estimators import gumbel_of, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise
-from agent.networks import Actor, JointCritic, PerActionCritic, member_generators
+from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
 from agent.replay import Batch, Replay
@@ -26,25 +26,6 @@ from agent.schedules import ScheduleTable
 from envs.gymnasium_adapter import Step
 
 NUM_CRITICS = 2
-CRITICS: dict[str, type[PerActionCritic] | type[JointCritic]] = {"per_action": PerActionCritic, "joint": JointCritic}
-
-
-class ReducedQ(NamedTuple):
-    """The critics at a batch of observations as one Q(s, .): what an estimator sees of them."""
-
-    critics: PerActionCritic | JointCritic
-    encoded: list[Tensor]
-    reduce: str
-
-    def value(self, action: Float[Tensor, "P B K N"]) -> Float[Tensor, "P B"]:
-        return losses.reduce_critics(self.critics.evaluate(self.encoded, action).q, self.reduce)
-
-    def value_and_gradient(
-        self, action: Float[Tensor, "P B K N"]
-    ) -> tuple[Float[Tensor, "P B"], Float[Tensor, "P B K N"]]:
-        evaluation = self.critics.evaluate(self.encoded, action)
-        gradient = losses.reduce_gradient(evaluation.q, self.critics.action_gradient(evaluation), self.reduce)
-        return losses.reduce_critics(evaluation.q, self.reduce), gradient
 
 
 class GumbelActorCritic:
@@ -86,24 +67,31 @@ class GumbelActorCritic:
         if structure == "auto":
             structure = "per_action" if actions.num_factors == 1 else "joint"
 
-        def make_critics() -> PerActionCritic | JointCritic:
-            generators = [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)]
-            layer_norm = config.critic.layer_norm
-            return CRITICS[structure](
-                obs_size, actions, config.hidden_sizes, generators, NUM_CRITICS, device, layer_norm=layer_norm
+        def new_critics() -> Critics:
+            return make_critics(
+                structure,
+                config.critic.rank,
+                obs_size,
+                actions,
+                config.hidden_sizes,
+                [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)],
+                NUM_CRITICS,
+                device,
+                layer_norm=config.critic.layer_norm,
             )
 
-        self.critics, self.target_critics = make_critics(), make_critics()
+        self.critics, self.target_critics = new_critics(), new_critics()
         self.reduce = config.critic.reduce
         if self.reduce == "auto":
-            self.reduce = "mean" if self.critics.is_linear else "min"
-        self.estimator = ESTIMATORS[config.estimator.name]
-        if self.estimator.needs_linear_critic and not self.critics.is_linear:
+            self.reduce = "mean" if self.critics.is_multilinear else "min"
+        self.estimator = make_estimator(config.estimator)
+        if self.estimator.needs_multilinear_critic and not self.critics.is_multilinear:
             raise ConfigError(
-                f"estimator.name={config.estimator.name} needs critic.structure=per_action: with "
-                f"{actions.num_factors} action factors 'auto' means joint, which has no sum over actions"
+                f"estimator.name={config.estimator.name} needs critic.structure=per_action or multilinear: with "
+                f"{actions.num_factors} action factors 'auto' means joint, which at the probabilities is not the "
+                "expectation over actions"
             )
-        self.num_target_samples = 0 if self.critics.is_linear else 1
+        self.num_target_samples = 0 if self.critics.is_multilinear else 1
         self.num_samples = self.num_target_samples + self.estimator.num_samples
 
         def per_member(key: str) -> Float[Tensor, " P"]:
@@ -200,7 +188,7 @@ class GumbelActorCritic:
 
         Args:
             progress: part of the run done, in [0, 1].
-            noise: Gumbel, of the action at the next observation where the critics are not linear, then of the
+            noise: Gumbel, of the action at the next observation where the critics are not multilinear, then of the
                 estimator's samples.
         """
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
@@ -244,9 +232,9 @@ class GumbelActorCritic:
     def next_value(
         self, next_obs: Float[Tensor, "P B D"], alpha: Float[Tensor, " P"], noise: Float[Tensor, "S P B K N"]
     ) -> Float[Tensor, "P B"]:
-        """V(s') under the target critics: the exact expectation where they are linear, else Q at a hard sample."""
+        """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
         logits = self.actor(next_obs)
-        action = logits.softmax(-1) if self.target_critics.is_linear else hard_sample(logits, noise[0])
+        action = logits.softmax(-1) if self.target_critics.is_multilinear else hard_sample(logits, noise[0])
         value = ReducedQ(self.target_critics, self.target_critics.encode(next_obs), self.reduce).value(action)
         if self.config.critic.entropy_in_target:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)

@@ -7,7 +7,6 @@ row c * P + p.
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -153,96 +152,3 @@ class Actor:
     def parameter_gradient(self, saved: list[Tensor], gradient: Float[Tensor, "P B K N"]) -> Float[Tensor, "P F"]:
         """From a gradient with respect to the logits, which is zero at choices that do not exist."""
         return self.mlp.parameter_gradient(saved, gradient.flatten(-2))
-
-
-class Evaluation(NamedTuple):
-    """Q(s, a) of every critic, and what its gradients need."""
-
-    q: Float[Tensor, "C P B"]
-    action: Float[Tensor, "P B K N"]
-    saved: list[Tensor]
-
-
-class PerActionCritic:
-    """Q(s, a) = mean_k f_k(s) . a_k: one value per choice of each factor, linear in the action.
-
-    For K = 1 the usual head of one value per action; for K > 1 additive (DecQN: Seyde et al. 2023, eq. 3). Being
-    linear, Q(s, pi) is exactly the expectation of Q(s, a) under pi.
-    """
-
-    is_linear = True
-
-    def __init__(
-        self,
-        obs_size: int,
-        actions: ActionSpace,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[Generator],
-        num_critics: int,
-        device: torch.device | str = "cpu",
-        *,
-        layer_norm: bool = False,
-    ) -> None:
-        self.actions, self.num_critics = actions, num_critics
-        sizes = [obs_size, *hidden_sizes, actions.num_factors * actions.width]
-        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
-
-    def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
-        """All that Q(s, .) needs to know of s: a forward pass that ends in the heads [CP, B, KN]."""
-        return self.mlp.forward(obs.repeat(self.num_critics, 1, 1))
-
-    def evaluate(self, encoded: list[Tensor], action: Float[Tensor, "P B K N"]) -> Evaluation:
-        """Q at a one-hot or relaxed action."""
-        heads = encoded[-1].unflatten(0, (self.num_critics, -1))
-        return Evaluation((heads * action.flatten(-2)).sum(-1) / self.actions.num_factors, action, encoded)
-
-    def action_gradient(self, evaluation: Evaluation) -> Float[Tensor, "C P B K N"]:
-        """dQ/da: the head itself."""
-        heads = evaluation.saved[-1].view(self.num_critics, *evaluation.action.shape)
-        return heads / self.actions.num_factors
-
-    def parameter_gradient(self, evaluation: Evaluation, gradient: Float[Tensor, "C P B"]) -> Float[Tensor, "CP F"]:
-        """From a gradient with respect to Q."""
-        heads = (gradient / self.actions.num_factors).unsqueeze(-1) * evaluation.action.flatten(-2)
-        return self.mlp.parameter_gradient(evaluation.saved, heads.flatten(0, 1))
-
-
-class JointCritic:
-    """Q(s, a) = MLP([s, a_1 ... a_K]): sees every interaction between factors, not linear in the action."""
-
-    is_linear = False
-
-    def __init__(
-        self,
-        obs_size: int,
-        actions: ActionSpace,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[Generator],
-        num_critics: int,
-        device: torch.device | str = "cpu",
-        *,
-        layer_norm: bool = False,
-    ) -> None:
-        self.num_critics = num_critics
-        sizes = [obs_size + actions.num_factors * actions.width, *hidden_sizes, 1]
-        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
-
-    def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
-        return [obs]
-
-    def evaluate(self, encoded: list[Tensor], action: Float[Tensor, "P B K N"]) -> Evaluation:
-        """Q at a one-hot or relaxed action."""
-        rows = torch.cat([encoded[0], action.flatten(-2)], -1).repeat(self.num_critics, 1, 1)
-        saved = self.mlp.forward(rows)
-        return Evaluation(saved[-1].view(self.num_critics, *action.shape[:2]), action, saved)
-
-    def action_gradient(self, evaluation: Evaluation) -> Float[Tensor, "C P B K N"]:
-        """dQ/da: back through the network to its input."""
-        ones = torch.ones_like(evaluation.saved[-1])
-        size = math.prod(evaluation.action.shape[2:])
-        gradient = self.mlp.input_gradient(evaluation.saved, ones)[..., -size:]
-        return gradient.unflatten(0, (self.num_critics, -1)).unflatten(-1, evaluation.action.shape[2:])
-
-    def parameter_gradient(self, evaluation: Evaluation, gradient: Float[Tensor, "C P B"]) -> Float[Tensor, "CP F"]:
-        """From a gradient with respect to Q."""
-        return self.mlp.parameter_gradient(evaluation.saved, gradient.flatten(0, 1).unsqueeze(-1))

@@ -207,7 +207,7 @@ def operations(loop: TrainingLoop) -> int:
 
     if not isinstance(learner, GumbelActorCritic):
         raise UserError("algorithm: throughput is that of gumbel_actor_critic")
-    samples = 0 if learner.critics.is_linear else learner.estimator.num_samples
+    samples = 0 if learner.critics.is_multilinear else learner.estimator.num_samples
     return (
         passes(learner.actor.mlp, forward=2, to_parameters=1)
         + passes(learner.critics.mlp, forward=1 + samples, to_parameters=1, to_input=samples)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +10,16 @@ from torch import Generator, Tensor
 
 from agent import estimators
 from agent.action_space import ActionSpace
-from agent.estimators import ESTIMATORS, gumbel_noise, gumbel_of, hard_sample, straight_through_gumbel_softmax
+from agent.config import EstimatorConfig
+from agent.estimators import (
+    Estimator,
+    conditional_gumbel,
+    gumbel_noise,
+    gumbel_of,
+    hard_sample,
+    make_estimator,
+    straight_through_gumbel_softmax,
+)
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, -3.0]])  # K = 2 factors
 CHI_SQUARE_1E6 = {1: 23.9, 2: 27.6, 4: 33.4}  # exceeded by chance once in 10^6, by degrees of freedom
@@ -117,6 +127,14 @@ def test_bias_vanishes_and_variance_grows_as_tau_falls(generator: Generator) -> 
     assert variances[0] < variances[1] < variances[2]
 
 
+NAMES = get_args(EstimatorConfig.model_fields["name"].annotation)
+VARIANTS: list[dict[str, Any]] = [{"name": name} for name in NAMES] + [{"name": "score_function", "baseline": "value"}]
+
+
+def made(name: str, **settings: Any) -> Estimator:
+    return make_estimator(EstimatorConfig(name=name, **settings))
+
+
 class AnyQ:
     """Q(s, .) given as a differentiable function of [P, B, K, N] actions."""
 
@@ -128,13 +146,37 @@ class AnyQ:
         value = self.value(action)
         return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
+    def counterfactuals(self, action: Tensor) -> Tensor:
+        values = torch.empty_like(action)
+        for k, n in itertools.product(*map(range, action.shape[2:])):
+            replaced = action.clone()
+            replaced[..., k, :] = torch.nn.functional.one_hot(torch.tensor(n), action.shape[-1]).float()
+            values[..., k, n] = self.value(replaced)
+        return values
+
 
 def linear_q(v: Tensor) -> AnyQ:
     return AnyQ(lambda action: (action * v).sum((-2, -1)))
 
 
+def multilinear_q(action: Tensor) -> Tensor:
+    """Linear in each of two factors given the other."""
+    return 3 * action[..., 0, 1] * action[..., 1, 0] - 2 * action[..., 0, 2] * action[..., 1, 1] + action[..., 1, 2]
+
+
 def curved_q(action: Tensor) -> Tensor:
     return action[..., 0, 1] * action[..., 1, 0] * 3 + (action[..., 0, 2] + action[..., 1, 1]) ** 2
+
+
+def quadratic_q(action: Tensor) -> Tensor:
+    """Of one factor."""
+    return 3 * action[..., 0, 0] * action[..., 0, 1] + action[..., 0, 1] ** 2 - 2 * action[..., 0, 2]
+
+
+def one_hots(num_factors: int, num_choices: int = 3) -> list[Tensor]:
+    """Every joint action, [K, N] each."""
+    joint = itertools.product(range(num_choices), repeat=num_factors)
+    return [torch.nn.functional.one_hot(torch.tensor(choice), num_choices).float() for choice in joint]
 
 
 def enumerated_gradient(logits: Tensor, q: AnyQ) -> Tensor:
@@ -142,12 +184,19 @@ def enumerated_gradient(logits: Tensor, q: AnyQ) -> Tensor:
 
     def expectation(x: Tensor) -> Tensor:
         total = torch.zeros(())
-        for joint in itertools.product(range(logits.shape[1]), repeat=logits.shape[0]):
-            action = torch.nn.functional.one_hot(torch.tensor(joint), logits.shape[1]).float()
+        for action in one_hots(*logits.shape):
             total = total + (x.softmax(-1) * action).sum(-1).prod() * q.value(action[None, None])[0, 0]
         return total
 
     return gradient_of(expectation, logits)
+
+
+def sampled_gradients(
+    estimator: Estimator, logits: Tensor, q: AnyQ, tau: float, num_draws: int, generator: Generator
+) -> Tensor:
+    """[num_draws, K, N] estimates at [K, N] logits."""
+    noise = gumbel_noise((estimator.num_samples, 1, num_draws, *logits.shape), generator)
+    return estimator.estimate(logits.expand(1, num_draws, *logits.shape), torch.tensor(tau), noise, q).gradient[0]
 
 
 @pytest.mark.parametrize("tau", [0.3, 2.0])
@@ -156,34 +205,181 @@ def test_straight_through_is_the_gradient_through_its_sample(tau: float, generat
     logits = torch.randn(2, 50, 2, 3, generator=generator)
     noise = gumbel_noise((1, 2, 50, 2, 3), generator)
     expected = gradient_of(lambda x: curved_q(straight_through_gumbel_softmax(x, tau, noise=noise[0])), logits)
-    estimate = ESTIMATORS["straight_through_gumbel_softmax"].estimate
-    _, gradient = estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
+    _, gradient = made("straight_through_gumbel_softmax").estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+
+
+def through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The value of one tensor, the gradient of another."""
+    return surrogate + (value - surrogate).detach()
+
+
+@pytest.mark.parametrize("tau", [0.3, 2.0])
+@pytest.mark.parametrize(
+    "name", ["relaxed_gumbel_softmax", "straight_through_softmax", "gapped_straight_through", "gumbel_rao", "reinmax"]
+)
+def test_gradient_is_that_of_the_published_surrogate(name: str, tau: float, generator: Generator) -> None:
+    """Each paper gives its estimator as something to differentiate; autograd does that here."""
+    logits = torch.randn(2, 50, 2, 3, generator=generator)
+    estimator = made(name, gap=0.7, num_samples=5)
+    noise = gumbel_noise((estimator.num_samples, 2, 50, 2, 3), generator)
+    z = hard_sample(logits, noise[0])
+
+    def surrogate(x: Tensor) -> Tensor:
+        if name == "relaxed_gumbel_softmax":
+            return ((x + noise[0]) / tau).softmax(-1)
+        if name == "straight_through_softmax":
+            return through(z, x.softmax(-1))
+        if name == "gapped_straight_through":
+            top = x.detach().amax(-1, keepdim=True)
+            lifted = (top - (x.detach() * z).sum(-1, keepdim=True)) * z
+            lowered = (x.detach() + 0.7 - top).relu() * (1 - z)
+            return through(z, ((x + lifted - lowered) / tau).softmax(-1))
+        if name == "gumbel_rao":
+            pi, exponential = x.detach().softmax(-1), (-noise[1:]).exp()
+            of_drawn = (exponential * z).sum(-1, keepdim=True)
+            conditional = -torch.where(z.bool(), of_drawn, exponential / pi + of_drawn).log()
+            moved = x.log_softmax(-1) + (conditional - pi.log())
+            return through(z, (moved / tau).softmax(-1).mean(0))
+        half = 0.5 * (z + (x / max(tau, 1.0)).softmax(-1))
+        shifted = ((half.log() - x).detach() + x).softmax(-1)
+        return through(z, 2 * shifted - 0.5 * x.softmax(-1))
+
+    expected = gradient_of(lambda x: curved_q(surrogate(x)), logits)
+    _, gradient = estimator.estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_factors", [1, 2])
 def test_exact_equals_enumeration_for_a_linear_critic(num_factors: int, generator: Generator) -> None:
     logits, q = LOGITS[:num_factors], linear_q(torch.randn(num_factors, 3, generator=generator))
-    _, gradient = ESTIMATORS["exact"].estimate(logits[None, None], torch.ones(()), torch.zeros(0), q)
+    _, gradient = made("exact").estimate(logits[None, None], torch.ones(()), torch.zeros(0), q)
     torch.testing.assert_close(gradient[0, 0], enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
 
 
-def test_score_function_is_unbiased_for_a_critic_that_is_not_linear(generator: Generator) -> None:
-    """Five standard errors per entry: false alarm < 4e-6."""
-    num_draws, q = 200_000, AnyQ(curved_q)
-    noise = gumbel_noise((2, 1, num_draws, 2, 3), generator)
-    estimate = ESTIMATORS["score_function"].estimate
-    gradient = estimate(LOGITS.expand(1, num_draws, 2, 3), torch.ones(()), noise, q).gradient[0]
-    error = (gradient.mean(0) - enumerated_gradient(LOGITS, q)).abs()
-    assert (error < 5 * gradient.std(0) / num_draws**0.5).all()
+def test_exact_equals_enumeration_for_a_multilinear_critic() -> None:
+    q = AnyQ(multilinear_q)
+    value, gradient = made("exact").estimate(LOGITS[None, None], torch.ones(()), torch.zeros(0), q)
+    torch.testing.assert_close(gradient[0, 0], enumerated_gradient(LOGITS, q), rtol=1e-5, atol=1e-6)
+    pi = LOGITS.softmax(-1)
+    expected = sum((pi * a).sum(-1).prod() * multilinear_q(a) for a in one_hots(2))
+    torch.testing.assert_close(value[0, 0], expected)
 
 
-@pytest.mark.parametrize("name", ["straight_through_gumbel_softmax", "score_function"])
-def test_value_is_that_of_the_critic_at_the_drawn_action(name: str, generator: Generator) -> None:
-    q = linear_q(torch.randn(2, 3, generator=generator))
-    noise = gumbel_noise((ESTIMATORS[name].num_samples, 1, 8, 2, 3), generator)
+def test_local_expectation_of_one_factor_is_the_exact_sum_for_any_critic(generator: Generator) -> None:
+    q = AnyQ(quadratic_q)
+    gradients = sampled_gradients(made("local_expectation"), LOGITS[:1], q, 1.0, 50, generator)
+    expected = enumerated_gradient(LOGITS[:1], q).expand_as(gradients)
+    torch.testing.assert_close(gradients, expected, rtol=1e-5, atol=1e-6)
+
+
+UNBIASED: list[tuple[dict[str, Any], Callable[[Tensor], Tensor], int]] = [  # estimator, critic, factors
+    ({"name": "score_function", "num_samples": 2}, curved_q, 2),
+    ({"name": "score_function", "num_samples": 5}, curved_q, 2),
+    ({"name": "score_function", "baseline": "value", "num_samples": 1}, curved_q, 2),
+    ({"name": "score_function", "baseline": "value", "num_samples": 3}, curved_q, 2),
+    ({"name": "local_expectation"}, curved_q, 2),
+    ({"name": "straight_through_softmax"}, multilinear_q, 2),
+    ({"name": "reinmax"}, multilinear_q, 2),
+    ({"name": "reinmax"}, quadratic_q, 1),
+]
+
+
+@pytest.mark.parametrize(("settings", "critic", "num_factors"), UNBIASED)
+def test_mean_gradient_is_the_enumerated_one(
+    settings: dict[str, Any], critic: Callable[[Tensor], Tensor], num_factors: int, generator: Generator
+) -> None:
+    """Five standard errors per entry: false alarm < 4e-6 each time."""
+    logits, q, num_draws = LOGITS[:num_factors], AnyQ(critic), 200_000
+    gradients = sampled_gradients(made(**settings), logits, q, 1.0, num_draws, generator)
+    error = (gradients.mean(0) - enumerated_gradient(logits, q)).abs()
+    assert (error < 5 * gradients.std(0) / num_draws**0.5 + 1e-6).all()
+
+
+@pytest.mark.parametrize("name", ["straight_through_gumbel_softmax", "gapped_straight_through", "gumbel_rao"])
+def test_mean_gradient_of_a_biased_estimator_is_not_the_enumerated_one(name: str, generator: Generator) -> None:
+    """The negative control of the test above: off by more than 20 standard errors at tau = 1, linear critic."""
+    q, num_draws = linear_q(torch.tensor([[1.0, -2.0, 0.5], [0.0, 1.0, -1.0]])), 200_000
+    gradients = sampled_gradients(made(name), LOGITS, q, 1.0, num_draws, generator)
+    error = (gradients.mean(0) - enumerated_gradient(LOGITS, q)).abs()
+    assert (error > 20 * gradients.std(0) / num_draws**0.5).any()
+
+
+@pytest.mark.parametrize("tau", [0.3, 1.0])
+def test_gumbel_rao_keeps_the_mean_of_straight_through_and_lowers_its_variance(
+    tau: float, generator: Generator
+) -> None:
+    """Means within five standard errors of their difference."""
+    q, num_draws = AnyQ(curved_q), 200_000
+    ours, theirs = (
+        sampled_gradients(made(name), LOGITS, q, tau, num_draws, generator)
+        for name in ("gumbel_rao", "straight_through_gumbel_softmax")
+    )
+    standard_error = ((ours.var(0) + theirs.var(0)) / num_draws).sqrt()
+    assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * standard_error).all()
+    assert ours.var(0).sum() < 0.8 * theirs.var(0).sum()
+
+
+def test_conditional_noise_has_its_argmax_at_the_choice_and_the_law_of_gumbels_that_do(generator: Generator) -> None:
+    """Against rejection: the perturbed logits of the draws whose argmax is the choice. Means and second moments within
+    five standard errors: false alarm < 4e-6 per entry."""
+    log_pi = LOGITS[:1].log_softmax(-1)
+    perturbed = log_pi + gumbel_noise((400_000, 1, 3), generator)
+    rejected = perturbed[perturbed[:, 0].argmax(-1) == 1, 0]
+    z = torch.tensor([[0.0, 1.0, 0.0]])
+    drawn = conditional_gumbel(log_pi, z, gumbel_noise((100_000, 1, 3), generator))[:, 0]
+    assert (drawn.argmax(-1) == 1).all()
+    for power in (1, 2):
+        ours, theirs = drawn**power, rejected**power
+        standard_error = (ours.var(0) / len(ours) + theirs.var(0) / len(theirs)).sqrt()
+        assert ((ours.mean(0) - theirs.mean(0)).abs() < 5 * standard_error).all()
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_impossible_choices_get_no_gradient_and_extreme_logits_stay_finite(
+    settings: dict[str, Any], generator: Generator
+) -> None:
+    estimator = made(**settings)
+    actions = ActionSpace((3, 2))
+    logits = torch.randn(1, 200, 2, 3, generator=generator) * torch.tensor([1.0, 1e3]).repeat(100)[:, None, None]
+    masked = torch.rand(1, 200, 1, 3, generator=generator) < 0.3
+    masked[..., 0] = False
+    logits = actions.mask_logits(logits).masked_fill(masked, estimators.IMPOSSIBLE)
+    noise = gumbel_noise((estimator.num_samples, 1, 200, 2, 3), generator)
+    for tau in (0.05, 1.0):
+        value, gradient = estimator.estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
+        assert value.isfinite().all() and gradient.isfinite().all()
+        assert (gradient[logits == estimators.IMPOSSIBLE] == 0).all() and gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_a_constant_added_to_the_critic_changes_no_gradient(settings: dict[str, Any], generator: Generator) -> None:
+    estimator = made(**settings)
+    logits = torch.randn(1, 50, 2, 3, generator=generator)
+    noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
+    plain, shifted = (
+        estimator.estimate(logits, torch.tensor(0.7), noise, AnyQ(lambda a, c=c: curved_q(a) + c * a.sum((-2, -1))))
+        for c in (0.0, 50.0)
+    )
+    torch.testing.assert_close(plain.gradient, shifted.gradient, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("settings", VARIANTS)
+def test_tau_matters_where_the_estimator_says_so(settings: dict[str, Any], generator: Generator) -> None:
+    estimator = made(**settings)
+    noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
+    low, high = (
+        estimator.estimate(LOGITS.expand(1, 50, 2, 3), torch.tensor(tau), noise, AnyQ(curved_q)) for tau in (1.0, 3.0)
+    )
+    assert torch.equal(low.gradient, high.gradient) != estimator.depends_on_tau
+
+
+@pytest.mark.parametrize("settings", [s for s in VARIANTS if s["name"] not in ("exact", "relaxed_gumbel_softmax")])
+def test_value_is_that_of_the_critic_at_the_drawn_action(settings: dict[str, Any], generator: Generator) -> None:
+    q, estimator = linear_q(torch.randn(2, 3, generator=generator)), made(**settings)
+    noise = gumbel_noise((estimator.num_samples, 1, 8, 2, 3), generator)
     logits = LOGITS.expand(1, 8, 2, 3)
-    value, _ = ESTIMATORS[name].estimate(logits, torch.ones(()), noise, q)
+    value, _ = estimator.estimate(logits, torch.ones(()), noise, q)
     torch.testing.assert_close(value, q.value(hard_sample(logits, noise[0])))
 
 

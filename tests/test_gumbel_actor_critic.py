@@ -1,5 +1,7 @@
 """The update: what moves what, what the target is made of, and values that are known beforehand."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,10 @@ from torch import Generator, Tensor
 
 import envs
 from agent.action_space import ActionSpace
-from agent.config import Config
+from agent.config import Config, EstimatorConfig
 from agent.config_loader import load_config
-from agent.gumbel_actor_critic import GumbelActorCritic, ReducedQ
+from agent.critics import ReducedQ
+from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
 
@@ -51,8 +54,8 @@ def td_targets(agent: GumbelActorCritic, batch: Batch) -> Tensor:
     return update(agent, batch)["critic/td_target"]
 
 
-@pytest.mark.parametrize("structure", ["per_action", "joint"])
-@pytest.mark.parametrize("estimator", ["straight_through_gumbel_softmax", "score_function", "exact"])
+@pytest.mark.parametrize("structure", ["per_action", "multilinear", "joint"])
+@pytest.mark.parametrize("estimator", get_args(EstimatorConfig.model_fields["name"].annotation))
 @pytest.mark.parametrize("num_choices", [(3,), (3, 2)])
 def test_every_combination_moves_every_network(
     structure: str, estimator: str, num_choices: tuple[int, ...], generator: Generator
@@ -115,7 +118,7 @@ def test_target_of_a_linear_critic_is_the_expectation_over_the_policy(generator:
     torch.testing.assert_close(value, (pi * heads).sum(-1))
 
 
-@pytest.mark.parametrize("structure", ["per_action", "joint"])
+@pytest.mark.parametrize("structure", ["per_action", "multilinear", "joint"])
 def test_every_factor_gets_a_gradient_at_once(structure: str, generator: Generator) -> None:
     agent = make_agent(f"critic.structure={structure}", num_choices=(3, 2, 4))
     batch, noise = make_batch(agent, generator), agent.noise_of(agent.draw_update())[-1:]

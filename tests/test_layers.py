@@ -9,7 +9,7 @@ LAYERS = [  # a module may import those of earlier lines
     {"envs"},
     {"agent.config", "agent.action_space", "agent.metrics", "agent.exit_codes"},
     {"agent.config_loader", "agent.estimators", "agent.schedules", "agent.losses", "agent.networks"},
-    {"agent.exploration", "agent.optimizer", "agent.normalizer", "agent.replay"},
+    {"agent.critics", "agent.exploration", "agent.optimizer", "agent.normalizer", "agent.replay"},
     {"agent.policy", "agent.gumbel_actor_critic", "agent.reinforce"},
     {"agent", "agent.analysis"},
     {"agent.training"},

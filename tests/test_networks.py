@@ -1,14 +1,12 @@
 """Networks: a row is a plain module, and the derivative by hand is autograd's."""
 
-import itertools
-
 import pytest
 import torch
 from plain_mlp import plain
-from torch import Generator, Tensor, nn
+from torch import Generator, nn
 
 from agent.action_space import ActionSpace
-from agent.networks import Actor, JointCritic, PerActionCritic, PopulationMLP, member_generators
+from agent.networks import Actor, PopulationMLP, member_generators
 
 SIZES = [3, 5, 4, 2]
 
@@ -54,26 +52,6 @@ def test_derivative_by_hand_is_autograds(layer_norm: bool, generator: Generator)
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("structure", [PerActionCritic, JointCritic])
-def test_critics_gradients_are_autograds(structure: type, generator: Generator) -> None:
-    """Of sum_c w_c Q_c(s, a), with respect to the action and to the parameters, at relaxed actions of two factors."""
-    actions = ActionSpace((3, 2))
-    critic = structure(3, actions, [8], member_generators([0, 1], 0) + member_generators([0, 1], 1), 2)
-    obs, weight = torch.randn(2, 5, 3, generator=generator), torch.randn(2, 2, 5, generator=generator)
-    action = torch.rand(2, 5, 2, 3, generator=generator).requires_grad_()
-    flat = critic.mlp.flat.clone().requires_grad_()
-    if structure is PerActionCritic:
-        q = (plain(critic.mlp, flat, obs.repeat(2, 1, 1)).unflatten(0, (2, 2)) * action.flatten(-2)).sum(-1) / 2
-    else:
-        q = plain(critic.mlp, flat, torch.cat([obs, action.flatten(-2)], -1).repeat(2, 1, 1)).view(2, 2, 5)
-    per_critic = [torch.autograd.grad(q[c].sum(), action, retain_graph=True)[0] for c in range(2)]
-    (expected,) = torch.autograd.grad((q * weight).sum(), flat)
-    evaluation = critic.evaluate(critic.encode(obs), action.detach())
-    torch.testing.assert_close(evaluation.q, q.detach())
-    torch.testing.assert_close(critic.action_gradient(evaluation), torch.stack(per_critic))
-    torch.testing.assert_close(critic.parameter_gradient(evaluation, weight), expected, rtol=1e-4, atol=1e-6)
-
-
 def test_rows_never_mix(generator: Generator) -> None:
     mlp, x = make_mlp(), torch.randn(3, 6, 3, generator=generator)
     output_gradient = torch.zeros(3, 6, 2).index_fill_(0, torch.tensor(1), 1.0)
@@ -101,42 +79,8 @@ def test_polyak_moves_by_the_rate() -> None:
     torch.testing.assert_close(a.flat.detach(), expected)
 
 
-def all_actions(actions: ActionSpace) -> Tensor:
-    """Every joint action as [A, K, N] one-hots."""
-    joint = list(itertools.product(*map(range, actions.num_choices)))
-    return actions.one_hot(torch.tensor(joint))
-
-
 def test_actor_gives_padding_no_probability(generator: Generator) -> None:
     actor = Actor(3, ActionSpace((4, 2)), [8], member_generators([0, 1], 0))
     pi = actor(torch.randn(2, 5, 3, generator=generator)).softmax(-1)
     assert pi.shape == (2, 5, 2, 4) and (pi[:, :, 1, 2:] == 0).all() and (pi[:, :, 1, :2] > 0).all()
     assert (pi[:, :, 0] - 0.25).abs().max() < 0.01  # near uniform at first
-
-
-@pytest.mark.parametrize("num_choices", [(3,), (3, 2)])
-def test_per_action_critic_of_probabilities_is_the_enumerated_expectation(
-    num_choices: tuple[int, ...], generator: Generator
-) -> None:
-    actions = ActionSpace(num_choices)
-    critic = PerActionCritic(3, actions, [8], member_generators([0, 1], 0) + member_generators([0, 1], 1), 2)
-    obs = torch.randn(2, 1, 3, generator=generator)
-    shape = (2, 1, actions.num_factors, actions.width)
-    pi = actions.mask_logits(torch.randn(shape, generator=generator)).softmax(-1)
-    encoded = critic.encode(obs)
-    expected = torch.zeros(2, 2, 1)
-    for action in all_actions(actions):
-        probability = (pi * action).sum(-1).prod(-1)
-        expected = expected + probability * critic.evaluate(encoded, action.expand(shape)).q
-    torch.testing.assert_close(critic.evaluate(encoded, pi).q, expected)
-
-
-def test_joint_critic_sees_interactions_and_per_action_does_not(generator: Generator) -> None:
-    actions = ActionSpace((2, 2))
-    obs = torch.randn(1, 1, 3, generator=generator)
-    interaction = {}
-    for critic_type in (PerActionCritic, JointCritic):
-        critic = critic_type(3, actions, [16], member_generators([0], 0) + member_generators([0], 1), 2)
-        q = [critic.evaluate(critic.encode(obs), a.expand(1, 1, 2, 2)).q[0, 0, 0] for a in all_actions(actions)]
-        interaction[critic_type] = float((q[0] - q[1] - q[2] + q[3]).detach().abs())
-    assert interaction[PerActionCritic] < 1e-6 < 1e-3 < interaction[JointCritic]
