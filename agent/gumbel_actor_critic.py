@@ -14,10 +14,11 @@ from torch import Generator, Tensor
 
 from agent import losses
 from agent.action_space import ActionSpace
-from agent.config import Config, ConfigError, ScheduleConfig
+from agent.config import Config, ConfigError, EstimatorConfig
 from agent.critics import Critics, ReducedQ, make_critics
-from agent.estimators import gumbel_of, hard_sample, make_estimator
+from agent.estimators import Estimator, gumbel_of, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise
+from agent.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
@@ -26,6 +27,10 @@ from agent.schedules import ScheduleTable
 from envs.gymnasium_adapter import Step
 
 NUM_CRITICS = 2
+RATE, TAU, TARGET_ENTROPY = range(3)  # of the schedules
+TAU_STEPS = (1.0, 0.5, 0.5**0.5, 2**0.5, 2.0)  # an adaptive tau looks at these multiples of itself
+TAU_RANGE = (0.05, 5.0)  # and stays in here
+INSPECTED_STATES, INSPECTED_DRAWS, INSPECTION_ROUNDS = 64, 16, 2
 
 
 class GumbelActorCritic:
@@ -101,14 +106,23 @@ class GumbelActorCritic:
         self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
         self.optimizer = PopulationAdam([self.critics.mlp.flat, self.actor.mlp.flat, self.log_alpha])
         rate = per_member("learning_rate")
+        if config.tau.schedule == "adaptive" and not self.estimator.depends_on_tau:
+            raise ConfigError(f"tau.schedule: got 'adaptive', but estimator.name={config.estimator.name} uses no tau")
+        tau, entropy = config.tau, config.target_entropy
         self.schedules = ScheduleTable(
             [
                 ("linear", rate, rate * config.learning_rate_end, 1.0),
-                annealed(config.tau, per_member("tau.start"), per_member("tau.end")),
-                annealed(
-                    config.target_entropy,
+                (
+                    "constant" if tau.schedule == "adaptive" else tau.schedule,  # held anew at each inspection
+                    per_member("tau.start"),
+                    per_member("tau.end"),
+                    tau.fraction,
+                ),
+                (
+                    entropy.schedule,
                     per_member("target_entropy.start") * actions.max_entropy,
                     per_member("target_entropy.end") * actions.max_entropy,
+                    entropy.fraction,
                 ),
             ]
         )
@@ -240,6 +254,47 @@ class GumbelActorCritic:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)
         return value
 
+    def inspect_gradients(self, progress: Float[Tensor, ""], generator: Generator) -> dict[str, Float[Tensor, " P"]]:
+        """Measures the estimator at replayed states against an unbiased gradient; an adaptive tau moves.
 
-def annealed(section: ScheduleConfig, start: Tensor, end: Tensor) -> tuple[str, Tensor, Tensor, float]:
-    return section.schedule, start, end, section.fraction
+        Off the hot path, with random numbers of its own: whoever looks changes nothing but an adaptive tau.
+        """
+        uniform = torch.rand(
+            (2, self.num_members, INSPECTED_STATES), dtype=torch.float64, generator=generator, device=generator.device
+        )
+        obs = self.normalizer(self.replay.sample(*uniform).obs).repeat(1, INSPECTED_DRAWS, 1)
+        logits = self.actor(obs)
+        q = ReducedQ(self.critics, self.critics.encode(obs), self.reduce)
+
+        def draws(estimator: Estimator, tau: Tensor) -> Moments:
+            return moments(estimator, q, logits, tau, INSPECTED_DRAWS, INSPECTION_ROUNDS, generator)
+
+        tau = self.schedules(progress)[TAU]
+        truth = draws(unbiased_estimator(self.critics, self.reduce), tau)
+        common = generator.get_state()  # the same noise at every tau: differences are tau's
+
+        def quality_at(tau: Tensor) -> GradientQuality:
+            generator.set_state(common)
+            return quality(draws(self.estimator, tau), truth)
+
+        if self.config.tau.schedule == "adaptive":
+            candidates = torch.stack([tau * step for step in TAU_STEPS]).clamp(*TAU_RANGE)
+            errors = torch.stack([quality_at(x).relative_mse(self.config.batch_size) for x in candidates])
+            best = errors.nan_to_num(math.inf).argmin(0, keepdim=True)  # without a gradient to compare with, as it was
+            tau = candidates.gather(0, best).squeeze(0)
+            self.schedules.hold(TAU, tau)
+        measured = quality_at(tau)
+        return {
+            "gradient/relative_bias": measured.relative_bias,
+            "gradient/relative_variance": measured.relative_variance,
+            "gradient/cosine_to_exact": measured.cosine,
+        }
+
+
+def unbiased_estimator(critics: Critics, reduce: str) -> Estimator:
+    """The best there is to measure others against: the exact gradient, or the local expectation.
+
+    The min of twin critics is linear in no factor, even where each of them is.
+    """
+    is_multilinear = critics.is_multilinear and reduce == "mean"
+    return make_estimator(EstimatorConfig(name="exact" if is_multilinear else "local_expectation"))

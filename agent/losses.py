@@ -26,7 +26,7 @@ def entropy_and_gradient(
     return minus_h.sum((-2, -1)).neg_(), pi.mul_(minus_h - log_pi)
 
 
-def reduce_critics(q: Float[Tensor, "C *rest"], how: str) -> Float[Tensor, "*rest"]:
+def reduce_critics(q: Float[Tensor, "C ..."], how: str) -> Float[Tensor, "..."]:
     """One value from C critics: their min (Fujimoto et al. 2018, eq. 10) or mean (Zhou et al. 2022)."""
     return q.amin(0) if how == "min" else q.mean(0)
 

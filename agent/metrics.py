@@ -74,6 +74,15 @@ METRICS: dict[str, Metric] = {
         "falls while the entropy is above its target; stuck at alpha.min or alpha.max: the target is out of reach",
     ),
     "estimator/tau": Metric("tau, as used in the update", "1", "moves from tau.start to tau.end on its schedule"),
+    "gradient/relative_bias": Metric(
+        "|E g - g*| / |g*|,  g the estimator's gradient of Q for the logits at 64 replayed states, g* the exact one",
+        "1",
+        "g* by local expectation where the critics are not multilinear; measured 50 times in a run",
+    ),
+    "gradient/relative_variance": Metric(
+        "E |g - E g|^2 / |g*|^2, of one draw", "1", "a batch divides it by its size; the bias stays"
+    ),
+    "gradient/cosine_to_exact": Metric("E g . g* / (|E g| |g*|)", "1", "1: the mean gradient has the right direction"),
     "baseline/loss": Metric(
         "mean_B (b(s) - G / scale)^2,  scale the largest root mean square of G so far",
         "1",

@@ -112,6 +112,10 @@ class Reinforce:
         value = self.baseline(self.normalizer(step.next_obs)).squeeze(-1) * self.return_scale
         return self.gamma * value * (step.truncated & ~step.terminated)
 
+    def inspect_gradients(self, progress: Float[Tensor, ""], generator: Generator) -> dict[str, Tensor]:
+        """Nothing: there is no critic whose gradient could be exact."""
+        return {}
+
     def learn(self, progress: Float[Tensor, ""], draw: None) -> dict[str, Float[Tensor, " P"]]:
         """Updates from the episodes that ended since the last update."""
         return self.update(progress)

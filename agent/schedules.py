@@ -47,3 +47,7 @@ class ScheduleTable:
         """The values at the last thousandth that `progress` has reached."""
         knot = (progress * NUM_KNOTS).long().clamp(max=NUM_KNOTS)  # the last step may lead beyond the end
         return self.table.index_select(0, knot.view(1)).squeeze(0)
+
+    def hold(self, schedule: int, value: Float[Tensor, " P"]) -> None:
+        """Makes one of the schedules this constant from here on, in place."""
+        self.table[:, schedule] = value

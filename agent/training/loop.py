@@ -98,6 +98,10 @@ class TrainingLoop:
         """The updates due after the last step."""
         self.draw_and_learn(self.learner.updates_due(env_steps))
 
+    def inspect_gradients(self, generator: Generator) -> dict[str, Tensor]:
+        """How good the gradients are that the policy learns from; an adaptive tau moves."""
+        return self.learner.inspect_gradients(self.env_steps / self.config.total_env_steps, generator)
+
     def turn(self, num_updates: int, uniform: bool) -> None:
         draws = [self.learner.draw_update() for _ in range(num_updates)]
         draw = self.learner.draw_exploration()

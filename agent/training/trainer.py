@@ -62,12 +62,15 @@ class Trainer:
         self.policy = Policy(describe_policy(config, env, infos), self.device)
         self.best = Policy(self.policy.info, self.device)
         self.training_seconds, self.logged_at, self.logged_updates = 0.0, 0, 0
+        self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
+        self.inspection_generator = torch.Generator(self.device).manual_seed(self.seeds["inspection"])
 
     def run(self) -> None:
         """Collects and learns to the end of the budget, with evaluations and log lines on their way."""
         config, started = self.config, time.perf_counter()
         log_at = Milestones(config.log_every_env_steps, config.total_env_steps, parts=100)
         evaluate_at = Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20)
+        inspect_at = Milestones(None, config.total_env_steps, parts=50)
         env_steps = 0
         while env_steps < config.total_env_steps:
             clock = time.perf_counter()
@@ -76,6 +79,8 @@ class Trainer:
             self.training_seconds += time.perf_counter() - clock
             if env_steps >= config.total_env_steps:
                 self.loop.conclude(env_steps)
+            if inspect_at.passed(env_steps) and self.loop.num_updates:
+                self.gradients = self.loop.inspect_gradients(self.inspection_generator)
             if log_at.passed(env_steps):
                 self.log(env_steps, started)
             if evaluate_at.passed(env_steps):
@@ -84,7 +89,9 @@ class Trainer:
 
     def log(self, env_steps: int, started: float) -> None:
         """Writes the means since the last log line."""
-        columns = {**self.loop.episodes.read(), **self.loop.metrics.read()}
+        gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
+        columns = {**self.loop.episodes.read(), **self.loop.metrics.read(), **gradients}
+        self.gradients = {}
         elapsed = max(self.training_seconds, 1e-9)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
@@ -149,8 +156,8 @@ class Trainer:
 
 
 def seed_streams(config: Config) -> dict[str, int]:
-    """Disjoint seeds, all from the run's one: learner (noise, replay), environments, evaluation."""
-    names = ("learner", "environments", "evaluation")
+    """Disjoint seeds, all from the run's one; inspection is that of the gradients, learner noise and replay."""
+    names = ("learner", "environments", "evaluation", "inspection")
     states = np.random.SeedSequence(config.seed).spawn(len(names))
     return {name: int(s.generate_state(1)[0] >> 1) for name, s in zip(names, states, strict=True)}
 
