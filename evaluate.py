@@ -7,13 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 import envs
 from agent import Policy
+from agent.analysis import figures
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
-from agent.analysis.tables import results_table
+from agent.analysis.gradients import gradient_report, load_critics, visited_states
+from agent.analysis.tables import gradients_table, results_table
 from agent.analysis.video import record
+from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 
 EXAMPLES = """examples:
@@ -21,6 +25,7 @@ EXAMPLES = """examples:
   python evaluate.py runs/x --member all --json      every member's returns as one JSON object
   python evaluate.py runs/x --weights best           the weights of the best evaluation instead of the last
   python evaluate.py runs/x --video videos           an MP4 of one greedy episode
+  python evaluate.py runs/x --gradients              bias and variance of every gradient estimator on this policy
   python evaluate.py runs/x --env my_package:My-v1   imports my_package, which registers the environment
 """
 
@@ -44,6 +49,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print one JSON object with every return, nothing else")
     parser.add_argument(
         "--video", metavar="DIR", type=Path, help="write an MP4 of one episode of the first member here"
+    )
+    parser.add_argument(
+        "--gradients", action="store_true", help="measure every gradient estimator against the exact gradient instead"
     )
     parser.add_argument(
         "--env", metavar="ID", help="another environment with the same spaces; module:Id imports module"
@@ -75,6 +83,31 @@ def evaluate(options: argparse.Namespace) -> None:
             console.print(f"video: {video}")
 
 
+def report_gradients(options: argparse.Namespace) -> None:
+    """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
+    run = Path(options.run)
+    policy = Policy.load(run, member=options.member)
+    config = load_config(run / "config.yaml")
+    torch.set_num_threads(config.num_threads)
+    critics = load_critics(run, config, policy)
+    env_id = options.env or policy.trusted_env_id()
+    settings: dict[str, Any] = {"kwargs": policy.info.env_kwargs, "action_bins": policy.info.action_bins}
+    num_envs = num_parallel_envs(policy.num_members, options.episodes)
+    with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
+        policy.check_fits(env)
+        obs = visited_states(policy, env, options.seed)
+    rows = gradient_report(policy, critics, config, obs, options.seed)
+    figure = run / "figures" / "gradients.png"
+    figure.parent.mkdir(exist_ok=True)
+    figures.gradient_quality(rows, figure, config.batch_size, env_id)
+    if options.json:
+        print(json.dumps({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}))
+    else:
+        console = Console()
+        console.print(f"{env_id}: gradients of Q for the policy's logits, at states that it visits")
+        console.print(gradients_table(rows, config.batch_size), f"figure: {figure}", sep="\n")
+
+
 def member(text: str) -> int | str:
     return text if text in ("best", "all") else int(text)
 
@@ -93,7 +126,7 @@ def seed(text: str) -> int:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    return exit_code("evaluate.py", lambda: evaluate(options))
+    return exit_code("evaluate.py", lambda: (report_gradients if options.gradients else evaluate)(options))
 
 
 if __name__ == "__main__":

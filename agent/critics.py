@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 
 from agent import losses
 from agent.action_space import ActionSpace
+from agent.config import CriticConfig
 from agent.networks import PopulationMLP
 
 
@@ -157,24 +158,30 @@ Critics = MultilinearCritic | JointCritic
 
 
 def make_critics(
-    structure: str,
-    rank: int,
+    config: CriticConfig,
     obs_size: int,
     actions: ActionSpace,
     hidden_sizes: Sequence[int],
     generators: Sequence[Generator],
     num_critics: int,
     device: torch.device | str = "cpu",
-    *,
-    layer_norm: bool = False,
 ) -> Critics:
-    """By the name of their structure: per_action, multilinear or joint."""
+    """Critics of the structure that a config names."""
+    structure = config.structure
+    if structure == "auto":
+        structure = "per_action" if actions.num_factors == 1 else "joint"
+    sizes = (obs_size, actions, hidden_sizes, generators, num_critics, device)
     if structure == "joint":
-        return JointCritic(obs_size, actions, hidden_sizes, generators, num_critics, device, layer_norm=layer_norm)
-    rank = rank if structure == "multilinear" and actions.num_factors > 1 else 0
-    return MultilinearCritic(
-        obs_size, actions, hidden_sizes, generators, num_critics, device, rank=rank, layer_norm=layer_norm
-    )
+        return JointCritic(*sizes, layer_norm=config.layer_norm)
+    rank = config.rank if structure == "multilinear" and actions.num_factors > 1 else 0
+    return MultilinearCritic(*sizes, rank=rank, layer_norm=config.layer_norm)
+
+
+def reduction(config: CriticConfig, critics: Critics) -> str:
+    """How they become one value: min or mean."""
+    if config.reduce != "auto":
+        return config.reduce
+    return "mean" if critics.is_multilinear else "min"
 
 
 class ReducedQ(NamedTuple):

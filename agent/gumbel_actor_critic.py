@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config, ConfigError, EstimatorConfig
-from agent.critics import Critics, ReducedQ, make_critics
+from agent.critics import Critics, ReducedQ, make_critics, reduction
 from agent.estimators import Estimator, gumbel_of, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise
 from agent.gradient_quality import GradientQuality, Moments, moments, quality
@@ -68,27 +68,13 @@ class GumbelActorCritic:
         seeds = [member.seed for member in config.members()]
         self.actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
         self.evaluated_actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
-        structure = config.critic.structure
-        if structure == "auto":
-            structure = "per_action" if actions.num_factors == 1 else "joint"
 
         def new_critics() -> Critics:
-            return make_critics(
-                structure,
-                config.critic.rank,
-                obs_size,
-                actions,
-                config.hidden_sizes,
-                [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)],
-                NUM_CRITICS,
-                device,
-                layer_norm=config.critic.layer_norm,
-            )
+            generators = [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)]
+            return make_critics(config.critic, obs_size, actions, config.hidden_sizes, generators, NUM_CRITICS, device)
 
         self.critics, self.target_critics = new_critics(), new_critics()
-        self.reduce = config.critic.reduce
-        if self.reduce == "auto":
-            self.reduce = "mean" if self.critics.is_multilinear else "min"
+        self.reduce = reduction(config.critic, self.critics)
         self.estimator = make_estimator(config.estimator)
         if self.estimator.needs_multilinear_critic and not self.critics.is_multilinear:
             raise ConfigError(

@@ -55,7 +55,7 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("tau.start=-1", "tau.start: got -1, must be greater than 0"),
         ("gamma=1", "gamma: got 1, must be less than 1"),
         ("tau=0.5", "'tau' is a section, not a value; it holds tau.schedule"),
-        ("tau.schedule=lin", "must be 'constant', 'linear', 'exponential' or 'cosine'"),
+        ("tau.schedule=lin", "must be 'constant', 'linear', 'exponential', 'cosine' or 'adaptive'"),
         ("learning_rate=.nan", "learning_rate: got nan, must be a finite number"),
         ("gamma", "'gamma' is not of the form key=value"),
         ("sweep={tau.strt: [1]}", "cannot sweep 'tau.strt'; did you mean 'tau.start'?"),

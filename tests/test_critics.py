@@ -8,6 +8,7 @@ from plain_mlp import plain
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
+from agent.config import CriticConfig
 from agent.critics import Critics, make_critics
 from agent.networks import member_generators
 
@@ -18,7 +19,8 @@ MULTILINEAR = ["per_action", "multilinear"]
 def twin_critics(structure: str, actions: ActionSpace, num_members: int = 2, rank: int = 3) -> Critics:
     seeds = list(range(num_members))
     generators = member_generators(seeds, 0) + member_generators(seeds, 1)
-    return make_critics(structure, rank, 3, actions, [8], generators, 2)
+    config = CriticConfig.model_validate({"structure": structure, "rank": rank})
+    return make_critics(config, 3, actions, [8], generators, 2)
 
 
 def all_actions(actions: ActionSpace) -> Tensor:

@@ -37,6 +37,30 @@ def figures_of(episodes: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def gradients_table(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Table:
+    """One row per estimator and tau; the smallest error at the batch size of the run is bold."""
+    table = new_table("estimator", "tau", "bias", "std", "cosine", f"error at batch {batch_size}", "microseconds")
+    errors = [math.sqrt(row["relative_bias"] ** 2 + row["relative_std"] ** 2 / batch_size) for row in rows]
+    name = ""
+    for row, error in zip(rows, errors, strict=True):
+        table.add_row(
+            "" if row["estimator"] == name else row["estimator"],
+            "" if row["tau"] is None else f"{row['tau']:g}",
+            f"{row['relative_bias']:.3f}",
+            f"{row['relative_std']:.2f}",
+            f"{row['cosine']:.3f}",
+            f"{error:.3f}",
+            f"{row['microseconds']:,.0f}",
+            style="bold" if error == min(errors) else None,
+        )
+        name = row["estimator"]
+    table.caption = (
+        "relative to the norm of the exact gradient: bias and standard deviation of one draw, and root mean squared "
+        "error of the mean of a batch of draws"
+    )
+    return table
+
+
 def summary_table(comparison: Comparison) -> Table:
     """One row per entry: returns at the end and during training, steps to the threshold, cost."""
     table = new_table("", "seeds", "final greedy return", "worst", "during training", "steps to threshold", "wall time")

@@ -15,7 +15,9 @@ import torch
 
 import envs
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
+from agent.analysis.gradients import save_critics
 from agent.config import Config, ConfigError
+from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.policy import MemberInfo, Policy, describe_policy
 from agent.training.accumulators import Milestones
 from agent.training.console import Console
@@ -145,6 +147,8 @@ class Trainer:
         with contextlib.closing(make_env(self.config, count, self.device)) as env:
             members = self.evaluate_policy(env, num_episodes, env_steps)
         self.policy.save(self.run_dir / "policy" / "final")
+        if isinstance(self.loop.learner, GumbelActorCritic):
+            save_critics(self.loop.learner.critics, self.run_dir)
         result = {
             "env_id": self.config.env.id,
             "env_steps": env_steps,

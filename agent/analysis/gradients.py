@@ -1,0 +1,162 @@
+"""How good each estimator's gradient is on a trained policy and its critics: the report of evaluate.py --gradients."""
+
+import time
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Generator, Tensor
+
+from agent.action_space import ActionSpace
+from agent.config import Config, EstimatorConfig
+from agent.critics import Critics, ReducedQ, make_critics, reduction
+from agent.estimators import gumbel_noise, make_estimator
+from agent.gradient_quality import Moments, moments, quality
+from agent.gumbel_actor_critic import NUM_CRITICS, unbiased_estimator
+from agent.networks import member_generators
+from agent.policy import Policy
+from envs import VectorEnvironment
+from envs.errors import UserError
+
+FILE = "critics.safetensors"
+TAUS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
+BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
+NUM_STATES = 128
+NUM_STEPS = 400  # of each environment, among whose states they are drawn
+REPEATS, ROUNDS = 8, 256  # draws at each state: their product
+
+
+def save_critics(critics: Critics, run: Path) -> None:
+    """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
+    views = critics.mlp.views(critics.mlp.flat)
+    save_file({name: view.contiguous().cpu() for name, view in views.items()}, run / FILE)
+
+
+def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
+    """The critics of the members that a policy holds.  UserError where the run has none or they do not fit."""
+    path = run / FILE
+    if config.algorithm == "reinforce":
+        raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; --gradients needs the folder of a finished run of gumbel_actor_critic")
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+    generators = member_generators([0] * policy.num_members * NUM_CRITICS, 0)
+    actions = ActionSpace(policy.factored.num_choices)
+    critics = make_critics(
+        config.critic, policy.observations.size, actions, config.hidden_sizes, generators, NUM_CRITICS
+    )
+    num_members = len(config.members())
+    rows = [c * num_members + member.member for c in range(NUM_CRITICS) for member in policy.info.members]
+    expected = {name: (NUM_CRITICS * num_members, *shape) for name, shape in critics.mlp.shapes.items()}
+    if {name: tuple(weights.shape) for name, weights in stored.items()} != expected:
+        raise UserError(f"{path}: the tensors do not fit the critics that config.yaml describes")
+    for name, view in critics.mlp.views(critics.mlp.flat).items():
+        view.copy_(stored[name][rows])
+    return critics
+
+
+def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> Float[Tensor, "P B D"]:
+    """States that the policy comes by when it draws its actions, B of each member, from all times of its episodes."""
+    policy.generator.manual_seed(seed)
+    obs = env.reset(seed).unflatten(0, (policy.num_members, -1))
+    visited = []
+    for _ in range(NUM_STEPS):
+        visited.append(obs)
+        step = env.step(policy.choose(obs, sampled=True).flatten(0, 1))
+        obs = step.obs.unflatten(0, (policy.num_members, -1))
+    states = torch.stack(visited, 2).flatten(1, 2)
+    chosen = np.random.default_rng(seed).choice(states.shape[1], NUM_STATES, replace=False)
+    return states[:, torch.from_numpy(chosen)]
+
+
+def gradient_report(
+    policy: Policy, critics: Critics, config: Config, obs: Float[Tensor, "P B D"], seed: int
+) -> list[dict[str, Any]]:
+    """One row per estimator and tau; bias, deviation and error are relative to the norm of the exact gradient.
+
+    `mse` is the mean squared error that the mean of so many draws has. Members count together. `microseconds`: one
+    estimate at `batch_size` states of one member, the critics' evaluations included.
+    """
+    generator = Generator().manual_seed(seed)
+    reduce = reduction(config.critic, critics)
+    obs = policy.normalizer(obs)
+    repeated = obs.repeat(1, REPEATS, 1)
+    logits, q = policy.actor(repeated), ReducedQ(critics, critics.encode(repeated), reduce)
+    none = torch.ones(policy.num_members)
+    truth = moments(unbiased_estimator(critics, reduce), q, logits, none, REPEATS, ROUNDS, generator)
+    rows = []
+    for settings in estimators(config.estimator, critics.is_multilinear):
+        estimator = make_estimator(settings)
+        for tau in taus(settings, estimator.depends_on_tau):
+            found = moments(estimator, q, logits, none * (tau or 1.0), REPEATS, ROUNDS, generator)
+            together = quality(pooled(found), pooled(truth))
+            rows.append(
+                {
+                    "estimator": title(settings),
+                    "tau": tau,
+                    "relative_bias": together.relative_bias.item(),
+                    "relative_std": together.relative_variance.sqrt().item(),
+                    "cosine": together.cosine.item(),
+                    "mse": {str(size): together.relative_mse(size).item() for size in BATCH_SIZES},
+                    "microseconds": cost(settings, tau or 1.0, policy, critics, reduce, obs, config.batch_size),
+                }
+            )
+    return rows
+
+
+def pooled(of: Moments) -> Moments:
+    """Members as if they were more states of one."""
+    return Moments(of.mean.flatten(0, 1).unsqueeze(0), of.variance.sum(0, keepdim=True), of.num_draws)
+
+
+def estimators(own: EstimatorConfig, is_multilinear: bool) -> list[EstimatorConfig]:
+    """Every estimator that the critics allow, with the run's settings."""
+    names = [n for n in get_args(EstimatorConfig.model_fields["name"].annotation) if is_multilinear or n != "exact"]
+    settings = [own.model_copy(update={"name": name, "num_samples": max(2, own.num_samples)}) for name in names]
+    score = settings[names.index("score_function")]
+    other = {"leave_one_out": "value", "value": "leave_one_out"}[score.baseline]
+    settings.insert(names.index("score_function") + 1, score.model_copy(update={"baseline": other}))
+    return settings
+
+
+def title(settings: EstimatorConfig) -> str:
+    """The estimator's name, told apart by its baseline."""
+    return f"score_function ({settings.baseline})" if settings.name == "score_function" else settings.name
+
+
+def taus(settings: EstimatorConfig, depends_on_tau: bool) -> list[float | None]:
+    """Where to measure; none for an estimator without a temperature."""
+    if not depends_on_tau:
+        return [None]
+    return [tau for tau in TAUS if settings.name != "reinmax" or tau >= 1]
+
+
+@torch.inference_mode()
+def cost(
+    settings: EstimatorConfig,
+    tau: float,
+    policy: Policy,
+    critics: Critics,
+    reduce: str,
+    obs: Float[Tensor, "P B D"],
+    batch_size: int,
+) -> float:
+    """Median of 20 timed estimates, in microseconds."""
+    estimator = make_estimator(settings)
+    batch = obs.repeat(1, -(-batch_size // obs.shape[1]), 1)[:, :batch_size]
+    logits, q = policy.actor(batch), ReducedQ(critics, critics.encode(batch), reduce)
+    noise = gumbel_noise((estimator.num_samples, *logits.shape), Generator().manual_seed(0))
+    temperature = torch.full((policy.num_members, 1, 1, 1), tau)
+    seconds = []
+    for _ in range(20):
+        start = time.perf_counter()
+        estimator.estimate(logits, temperature, noise, q)
+        seconds.append(time.perf_counter() - start)
+    return 1e6 * float(np.median(seconds)) / policy.num_members

@@ -1,0 +1,103 @@
+"""evaluate.py --gradients: saved critics come back, rows say what they claim, bad input is explained."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_scripts import SHORT
+from torch import Generator
+
+import evaluate
+import train
+from agent import Policy
+from agent.analysis import gradients
+from agent.analysis.gradients import gradient_report, load_critics, save_critics
+from agent.config_loader import load_config
+from agent.critics import make_critics
+from agent.networks import member_generators
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("gradients") / "run"
+    assert train.main([*SHORT, f"run_dir={folder}"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("NUM_STATES", 16), ("NUM_STEPS", 20), ("ROUNDS", 4), ("TAUS", (0.5, 1.0))):
+        monkeypatch.setattr(gradients, name, value)
+
+
+def test_json_has_a_row_for_every_estimator_and_tau(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--gradients", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert set(rows[0]) == {"estimator", "tau", "relative_bias", "relative_std", "cosine", "mse", "microseconds"}
+    assert all(row["microseconds"] > 0 and set(row["mse"]) == {"1", "4", "16", "64", "256", "1024"} for row in rows)
+    pairs = [(row["estimator"], row["tau"]) for row in rows]
+    assert pairs.count(("straight_through_gumbel_softmax", 0.5)) == 1 and ("exact", None) in pairs
+    assert ("reinmax", 0.5) not in pairs and ("reinmax", 1.0) in pairs
+    assert (run / "figures" / "gradients.png").stat().st_size > 10_000
+
+
+def test_table_is_printed_without_json(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--gradients", "--member", "all"]) == 0
+    out = capsys.readouterr().out
+    assert "cosine" in out and "figures/gradients.png" in out.replace("\n", "")
+
+
+def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> None:
+    config = load_config(run / "config.yaml")
+    everyone = Policy.load(run, member="all")
+    critics = load_critics(run, config, everyone)
+    with_noise = torch.randn(critics.mlp.flat.shape, generator=Generator().manual_seed(0))
+    critics.mlp.flat.copy_(with_noise)
+    save_critics(critics, tmp_path)
+    rows = with_noise.unflatten(0, (2, 2))  # [C, P]
+    for member in (0, 1):
+        own = load_critics(tmp_path, config, Policy.load(run, member=member))
+        assert torch.equal(own.mlp.flat, rows[:, member])
+
+
+def test_report_of_a_joint_critic_leaves_exact_out_and_finds_unbiased_estimators(run: Path) -> None:
+    """Local expectation against local expectation: bias within the noise of 32 draws."""
+    config = load_config(run / "config.yaml", ["critic.structure=joint"])
+    policy = Policy.load(run, member=0)
+    generators = member_generators([1, 2], 5)
+    critics = make_critics(config.critic, 4, policy.actor.actions, [8], generators, 2)
+    obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
+    rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, obs, seed=0)}
+    assert "exact" not in rows
+    assert rows["local_expectation"]["relative_bias"] < 1e-3  # one factor: the exact sum
+
+
+def test_reinforce_has_no_gradients_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert train.main([*SHORT, "algorithm=reinforce", f"run_dir={folder}"]) == 0
+    assert evaluate.main([str(folder), "--gradients"]) == 2
+    assert "algorithm=reinforce has no critic" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"), [("gone", "no such file"), ("cut", "not readable as safetensors"), ("other", "do not fit")]
+)
+def test_unusable_critics_are_explained(
+    run: Path, tmp_path: Path, damage: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    file = copy / "critics.safetensors"
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:50])
+    else:
+        shutil.copy(copy / "policy" / "final" / "weights.safetensors", file)
+    assert evaluate.main([str(copy), "--gradients"]) == 2
+    error = " ".join(capsys.readouterr().err.split())
+    assert "critics.safetensors" in error.replace(" ", "") and message in error
