@@ -135,6 +135,8 @@ def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], native: bool) -> Non
 
 
 def _check_render_mode(spec: EnvSpec, render_mode: str) -> None:
+    if _unknown_kwargs(spec, ["render_mode"], native=False):
+        raise UserError(f"{spec.id} cannot be rendered: it has no frames")
     modes = getattr(_creator(spec, native=False), "metadata", {}).get("render_modes") or []
     if modes and render_mode not in modes:
         raise UserError(f"{spec.id} cannot be rendered as {render_mode}; it offers {', '.join(modes)}")

@@ -199,6 +199,11 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     "no autoreset mode": ("Native-v0", {}, r"Native-v0: .* metadata\['autoreset_mode'\] = None"),
     "kwarg of neither": ("Native-v0", {"kwargs": {"x": 1}}, "Native-v0 has only a vector environment of its own"),
     "own setting": ("CartPole-v1", {"kwargs": {"num_envs": 3}}, "env.kwargs must not contain num_envs"),
+    "no frames": (
+        "Probe/Choice-v0",
+        {"render_mode": "rgb_array"},
+        "Choice-v0 cannot be rendered: it has no frames",
+    ),
     "frames": ("CartPole-v1", {"render_mode": "ansi"}, "cannot be rendered as ansi; it offers human, rgb_array"),
 }
 
