@@ -9,7 +9,9 @@ TWINS = {  # of Gymnasium's: same name, arguments, time limit and threshold; a s
     "Tensor/FrozenLake8x8-v1": "envs.frozen_lake:FrozenLakeVectorEnv",
     "Tensor/MountainCar-v0": "envs.mountain_car:MountainCarVectorEnv",
 }
-HARVEST, HARVEST_TIME_LIMIT = "Tensor/Harvest-v0", 200
+OWN: dict[str, tuple[str, int | None]] = {  # module:Name, of NameEnv and NameVectorEnv, and the time limit
+    "Tensor/Harvest-v0": ("envs.harvest:Harvest", 200),
+}
 
 
 def register_native() -> None:
@@ -25,10 +27,11 @@ def register_native() -> None:
                 reward_threshold=twin.reward_threshold,
                 kwargs=dict(twin.kwargs),
             )
-    if HARVEST not in gymnasium.registry:
-        gymnasium.register(
-            HARVEST,
-            "envs.harvest:HarvestEnv",
-            vector_entry_point="envs.harvest:HarvestVectorEnv",
-            max_episode_steps=HARVEST_TIME_LIMIT,
-        )
+    for env_id, (name, max_episode_steps) in OWN.items():
+        if env_id not in gymnasium.registry:
+            gymnasium.register(
+                env_id,
+                f"{name}Env",
+                vector_entry_point=f"{name}VectorEnv",
+                max_episode_steps=max_episode_steps,
+            )
