@@ -43,6 +43,17 @@ class FunctionalEnv(FuncEnv[State, Tensor, Tensor, Tensor, Tensor, None, None]):
         return torch.tensor(value, dtype=self.dtype, device=self.device)
 
 
+def check_counts(**counts: tuple[Any, int]) -> None:
+    """Refuses arguments that are no integers or too small, all in one error; each is given with its minimum."""
+    faults = [
+        f"{name} must be an integer of at least {minimum}; got {value!r}"
+        for name, (value, minimum) in counts.items()
+        if not (isinstance(value, int) and value >= minimum)
+    ]
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
 class TensorEnv:
     """Steps a functional environment; the interface is that of GymnasiumAdapter, and so are the meanings.
 

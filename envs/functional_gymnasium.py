@@ -89,4 +89,5 @@ class FunctionalSingleEnv(gymnasium.Env[Any, Any]):
         return self.functional.render_image(self.state, None)[1] if self.render_mode == "rgb_array" else None
 
     def _obs(self) -> Any:
-        return self.functional.observation(self.state, self.generator)[0].numpy().astype(self.observation_space.dtype)
+        obs = self.functional.observation(self.state, self.generator)[0].numpy()
+        return obs.astype(self.observation_space.dtype)[()]  # a number, not an array without axes, where it is Discrete
