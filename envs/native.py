@@ -12,6 +12,7 @@ TWINS = {  # of Gymnasium's: same name, arguments, time limit and threshold; a s
 OWN: dict[str, tuple[str, int | None]] = {  # module:Name, of NameEnv and NameVectorEnv, and the time limit
     "Tensor/ChainBandit-v0": ("envs.chain_bandit:ChainBandit", None),
     "Tensor/Harvest-v0": ("envs.harvest:Harvest", 200),
+    "Tensor/KCartPole-v0": ("envs.k_cartpole:KCartPole", 500),
     "Tensor/ParityBandit-v0": ("envs.parity_bandit:ParityBandit", None),
 }
 

@@ -173,7 +173,7 @@ def test_registration_is_that_of_the_twin(env_id: str) -> None:
         assert getattr(own, name) == getattr(twin, name)
 
 
-@pytest.mark.parametrize("env_id", [HARVEST])
+@pytest.mark.parametrize("env_id", [HARVEST, "Tensor/KCartPole-v0"])
 def test_time_limit_is_that_of_the_docstring(env_id: str) -> None:
     doc, limit = type(native(env_id, 1).env).__doc__, gymnasium.spec(env_id).max_episode_steps
     assert doc is not None and f"Registered with a time limit of {limit} steps" in " ".join(doc.split())

@@ -1,4 +1,4 @@
-"""The environments with many factors are reached by every way."""
+"""KCartPole is what its docstring says; the environments with many factors are reached by every way."""
 
 import math
 from typing import Any
@@ -9,18 +9,77 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
+from torch import Generator
 
 from envs import TensorEnv, UserError, make
+from envs.cartpole import CartPole
 from envs.chain_bandit import ChainBandit
+from envs.k_cartpole import KCartPole
 
-CHAIN, PARITY = "Tensor/ChainBandit-v0", "Tensor/ParityBandit-v0"
-IDS = (CHAIN, PARITY)
+CHAIN, POLES = "Tensor/ChainBandit-v0", "Tensor/KCartPole-v0"
+PARITY = "Tensor/ParityBandit-v0"
+IDS = (CHAIN, POLES, PARITY)
 
 
 def native(env_id: str, num_envs: int, **kwargs: Any) -> Any:
     env = make(env_id, num_envs, kwargs=kwargs)
     assert isinstance(env, TensorEnv)
     return env
+
+
+# --- KCartPole ---
+
+
+@pytest.mark.parametrize("num_poles", [1, 3])
+def test_poles_move_and_fall_as_that_many_cartpoles(num_poles: int, generator: Generator) -> None:
+    count, float64 = 2000, torch.float64
+    env, alone = KCartPole(count, dtype=float64, num_poles=num_poles), CartPole(count, dtype=float64)
+    unit = torch.rand(count, num_poles, 4, generator=generator, dtype=float64) * 2 - 1
+    state = unit * torch.tensor([2.6, 4.0, 0.25, 4.0], dtype=float64)  # wider than where an episode goes on
+    action = torch.randint(2, (count, num_poles), generator=generator)
+    successor = env.transition(state, action, generator)
+    obs, terminated = env.observation(successor, generator), env.terminal(successor, generator)
+    fallen = []
+    for k in range(num_poles):
+        expected = alone.transition(state[:, k], action[:, k], generator)
+        torch.testing.assert_close(obs[:, 4 * k : 4 * k + 4], expected, rtol=1e-12, atol=1e-12)
+        fallen.append(alone.terminal(expected, generator))
+    assert torch.equal(terminated, torch.stack(fallen).any(0)) and 0.1 < terminated.double().mean() < 0.9
+    assert (env.reward(state, action, successor, generator) == 1).all()
+
+
+def test_one_pole_is_cartpole_step_for_step() -> None:
+    env, cartpole = native(POLES, 16, num_poles=1), native("Tensor/CartPole-v1", 16)
+    obs, ended = env.reset(0), 0
+    assert torch.equal(obs, cartpole.reset(0)) and obs.is_contiguous()
+    for action in torch.randint(2, (200, 16, 1), generator=Generator().manual_seed(0)):
+        for ours, theirs in zip(env.step(action), cartpole.step(action), strict=True):
+            torch.testing.assert_close(ours, theirs)
+        ended += int((env.elapsed == 0).sum())
+    assert ended > 50
+
+
+@pytest.mark.parametrize("pole", [0, 1, 2])
+def test_one_fallen_pole_ends_the_episode(pole: int) -> None:
+    env, state = KCartPole(2, num_poles=3), torch.zeros(2, 3, 4)
+    state[1, pole, 2] = 0.3
+    assert env.terminal(state, Generator()).tolist() == [False, True]
+
+
+def test_kept_upright_the_poles_return_their_optimum() -> None:
+    """A controller with the signs of a full state feedback balances all of them."""
+    env = native(POLES, 3)
+    obs, total = env.reset(0), torch.zeros(3)
+    assert env.max_episode_steps == env.env.optimum() == 500 and env.env.optimum(9) == 9
+    gain = torch.tensor([0.1, 0.3, 1.0, 1.0])
+    for i in range(500):
+        step = env.step(((obs.view(3, 4, 4) * gain).sum(2) > 0).long())
+        obs, total = step.obs, total + step.reward
+        assert not step.terminated.any() and bool(step.truncated.all()) == (i == 499)
+    assert (total == env.env.optimum()).all()
+
+
+# --- Registration and arguments ---
 
 
 SPACES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
@@ -49,7 +108,15 @@ def test_arguments_reach_every_way_to_make_one(
             assert torch.equal(other.pairwise, functional.pairwise)
 
 
+def test_poles_are_counted_by_their_argument() -> None:
+    for made in (gymnasium.make(POLES, num_poles=3).unwrapped, native(POLES, 2, num_poles=3).env):
+        assert made.action_space == spaces.MultiDiscrete([2] * 3)
+        high = CartPole().observation_space.high  # type: ignore[attr-defined]
+        assert np.array_equal(made.observation_space.high, np.concatenate([high] * 3))  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.filterwarnings("ignore:.*Box observation space .*infinity")  # the speeds of CartPole
 def test_single_environments_pass_gymnasiums_own_check(env_id: str) -> None:
     check_env(gymnasium.make(env_id).unwrapped, skip_render_check=True)
 
@@ -78,6 +145,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"num_factors": 0, "num_choices": "6"},
         "num_factors .* got 0; num_choices .* got '6'",
     ),
+    "poles": (POLES, {"num_poles": 0}, "num_poles must be an integer of at least 1; got 0"),
     "bits": (PARITY, {"num_bits": 1}, "num_bits must be an integer of at least 2; got 1"),
     "chosen": (PARITY, {"num_chosen": 1}, "num_chosen must be an integer of at least 2; got 1"),
     "too many": (PARITY, {"num_bits": 3, "num_chosen": 4}, "num_chosen must be at most num_bits, 3; got 4"),
