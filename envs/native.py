@@ -13,6 +13,7 @@ OWN: dict[str, tuple[str, int | None]] = {  # module:Name, of NameEnv and NameVe
     "Tensor/ChainBandit-v0": ("envs.chain_bandit:ChainBandit", None),
     "Tensor/Harvest-v0": ("envs.harvest:Harvest", 200),
     "Tensor/KCartPole-v0": ("envs.k_cartpole:KCartPole", 500),
+    "Tensor/KWalkers-v0": ("envs.k_walkers:KWalkers", 200),
     "Tensor/ParityBandit-v0": ("envs.parity_bandit:ParityBandit", None),
 }
 

@@ -112,6 +112,9 @@ def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: st
         assert (step.obs[:, [200, 299]] == 1).all()
     elif "FrozenLake" in env_id:
         assert (step.obs[:, 0] == 1).all()
+    elif "KWalkers" in env_id:
+        begun, ended = (obs.view(64, 4, 2, 7)[..., 3].all(-1) for obs in (step.obs, step.next_obs))  # who is home
+        assert ended.any() and not begun.any()
     elif "Bandit" not in env_id:
         assert (step.obs - env.reset(1)).abs().max() <= 0.2 + 1e-6
 
@@ -173,7 +176,7 @@ def test_registration_is_that_of_the_twin(env_id: str) -> None:
         assert getattr(own, name) == getattr(twin, name)
 
 
-@pytest.mark.parametrize("env_id", [HARVEST, "Tensor/KCartPole-v0"])
+@pytest.mark.parametrize("env_id", [HARVEST, "Tensor/KCartPole-v0", "Tensor/KWalkers-v0"])
 def test_time_limit_is_that_of_the_docstring(env_id: str) -> None:
     doc, limit = type(native(env_id, 1).env).__doc__, gymnasium.spec(env_id).max_episode_steps
     assert doc is not None and f"Registered with a time limit of {limit} steps" in " ".join(doc.split())

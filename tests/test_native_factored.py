@@ -1,5 +1,6 @@
-"""KCartPole is what its docstring says; the environments with many factors are reached by every way."""
+"""KCartPole and KWalkers are what their docstrings say; the environments with many factors are reached by every way."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,16 +10,17 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
-from torch import Generator
+from torch import Generator, Tensor
 
 from envs import TensorEnv, UserError, make
 from envs.cartpole import CartPole
 from envs.chain_bandit import ChainBandit
 from envs.k_cartpole import KCartPole
+from envs.k_walkers import KWalkers
 
 CHAIN, POLES = "Tensor/ChainBandit-v0", "Tensor/KCartPole-v0"
-PARITY = "Tensor/ParityBandit-v0"
-IDS = (CHAIN, POLES, PARITY)
+WALKERS, PARITY = "Tensor/KWalkers-v0", "Tensor/ParityBandit-v0"
+IDS = (CHAIN, POLES, WALKERS, PARITY)
 
 
 def native(env_id: str, num_envs: int, **kwargs: Any) -> Any:
@@ -79,6 +81,66 @@ def test_kept_upright_the_poles_return_their_optimum() -> None:
     assert (total == env.env.optimum()).all()
 
 
+# --- KWalkers ---
+
+
+def way_home(state: Tensor, home: int) -> Tensor:
+    """Up or down first, then left or right; [E, K]."""
+    down, right = (home - state).unbind(2)
+    across = torch.where(right > 0, 2, torch.where(right < 0, 4, 0))
+    return torch.where(down < 0, 1, torch.where(down > 0, 3, across))
+
+
+@pytest.mark.parametrize(("num_walkers", "size"), [(1, 2), (3, 4), (4, 7)])
+def test_the_straight_way_home_returns_exactly_the_optimum(num_walkers: int, size: int) -> None:
+    env = native(WALKERS, 200, num_walkers=num_walkers, size=size)
+    env.reset(0)
+    optimum = env.env.optimum_from(env.state)
+    total, running = torch.zeros(200), torch.ones(200, dtype=torch.bool)
+    for _ in range(2 * size):
+        step = env.step(way_home(env.state, size // 2))
+        total += step.reward * running
+        running &= ~step.terminated
+    assert not running.any() and torch.equal(total, optimum) and optimum.max() < 0
+
+
+@pytest.mark.parametrize(("num_walkers", "size"), [(1, 2), (2, 2), (1, 5), (2, 3), (3, 3)])
+def test_mean_optimum_is_that_of_all_starts(num_walkers: int, size: int) -> None:
+    cells = [c for c in itertools.product(range(size), repeat=2) if c != (size // 2, size // 2)]
+    starts = torch.tensor(list(itertools.product(cells, repeat=num_walkers)))
+    env = KWalkers(num_walkers=num_walkers, size=size)
+    assert env.optimum() == pytest.approx(env.optimum_from(starts).double().mean().item(), abs=1e-6)
+    farthest = [max(abs(r - size // 2) + abs(c - size // 2) for r, c in start) for start in starts.tolist()]
+    assert env.optimum_from(starts).tolist() == [-distance for distance in farthest]
+
+
+def test_walkers_start_anywhere_but_at_home() -> None:
+    count = 20_000
+    state = KWalkers(count, num_walkers=2, size=3).initial(Generator().manual_seed(0))
+    cell = state[..., 0] * 3 + state[..., 1]
+    pair = torch.bincount(cell[:, 0] * 9 + cell[:, 1], minlength=81).double().view(9, 9) / count
+    away = torch.arange(9) != 4
+    assert pair[4].sum() == pair[:, 4].sum() == 0
+    assert (pair[away][:, away] - 1 / 64).abs().max() < 5 * math.sqrt(63 / 64**2 / count)
+
+
+def test_walkers_move_as_told_stop_at_walls_and_stay_at_home() -> None:
+    env, rng = KWalkers(5, num_walkers=3, size=3), Generator()
+    state = torch.tensor([[0, 0], [1, 1], [2, 2]]).expand(5, 3, 2)
+    action = torch.arange(5).unsqueeze(1).expand(5, 3)
+    successor = env.transition(state, action, rng)
+    assert successor[:, 0].tolist() == [[0, 0], [0, 0], [0, 1], [1, 0], [0, 0]]
+    assert successor[:, 1].tolist() == [[1, 1]] * 5
+    assert successor[:, 2].tolist() == [[2, 2], [1, 2], [2, 2], [2, 2], [2, 1]]
+
+
+def test_walkers_are_done_when_the_last_is_home() -> None:
+    env, rng = KWalkers(3, num_walkers=2, size=3), Generator()
+    state = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [1, 0]], [[0, 1], [1, 1]]])
+    assert env.terminal(state, rng).tolist() == [True, False, False]
+    assert env.reward(state, torch.zeros(3, 2, dtype=torch.int64), state, rng).tolist() == [-1, -1, -1]
+
+
 # --- Registration and arguments ---
 
 
@@ -90,6 +152,7 @@ SPACES: dict[str, tuple[str, dict[str, Any], Any, Any]] = {
         spaces.Discrete(4),
     ),
     "parity bandit": (PARITY, {"num_bits": 6, "num_chosen": 3}, spaces.MultiBinary(6), spaces.MultiBinary(7)),
+    "walkers": (WALKERS, {"num_walkers": 3, "size": 9}, spaces.MultiDiscrete([5] * 3), spaces.MultiDiscrete([9] * 6)),
 }
 
 
@@ -146,6 +209,8 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "num_factors .* got 0; num_choices .* got '6'",
     ),
     "poles": (POLES, {"num_poles": 0}, "num_poles must be an integer of at least 1; got 0"),
+    "walkers": (WALKERS, {"num_walkers": 0}, "num_walkers must be an integer of at least 1; got 0"),
+    "size": (WALKERS, {"size": 1}, "size must be an integer of at least 2; got 1"),
     "bits": (PARITY, {"num_bits": 1}, "num_bits must be an integer of at least 2; got 1"),
     "chosen": (PARITY, {"num_chosen": 1}, "num_chosen must be an integer of at least 2; got 1"),
     "too many": (PARITY, {"num_bits": 3, "num_chosen": 4}, "num_chosen must be at most num_bits, 3; got 4"),
