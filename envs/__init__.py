@@ -5,11 +5,13 @@ from envs.factory import VectorEnvironment, make
 from envs.functional import FunctionalEnv, TensorEnv
 from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter, Step
+from envs.masks import ACTION_MASK_KEY, MaskReader, Masks
 from envs.native import register_native
 from envs.probes import PROBES, register_probes
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
 
 __all__ = [
+    "ACTION_MASK_KEY",
     "PROBES",
     "FactoredActions",
     "FlatObservations",
@@ -17,6 +19,8 @@ __all__ = [
     "FunctionalSingleEnv",
     "FunctionalVectorEnv",
     "GymnasiumAdapter",
+    "MaskReader",
+    "Masks",
     "Step",
     "TensorEnv",
     "UserError",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -18,6 +19,7 @@ from envs.errors import UserError
 from envs.functional import TensorEnv
 from envs.functional_gymnasium import FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter
+from envs.masks import ACTION_MASK_KEY
 from envs.registry import find_spec, newest_version
 
 VectorEnvironment = GymnasiumAdapter | TensorEnv  # the same interface
@@ -45,6 +47,7 @@ def make(
     vectorization_mode: str = "auto",
     device: str | torch.device = "cpu",
     render_mode: str | None = None,
+    action_mask_key: str | None = ACTION_MASK_KEY,
 ) -> VectorEnvironment:
     """Makes `num_envs` copies of a registered environment, stepped together as tensors.
 
@@ -55,6 +58,8 @@ def make(
         vectorization_mode: "sync" (one process), "async" (a process for each environment), "vector_entry_point" (the
             environment's own), or "auto": its own where there is one and it fits, else "sync". For Gymnasium's own
             CartPole its vector environment fits from sixteen on: NumPy costs more than a loop over fewer.
+        action_mask_key: of `info`, where the environment gives the mask of its legal choices, if it gives any, in one
+            of the forms of envs.masks.MaskReader; None: masks are ignored.
     """
     if num_envs < 1:
         raise UserError(f"env.num_envs must be at least 1; got {num_envs}")
@@ -65,25 +70,33 @@ def make(
         if render_mode is not None:
             _check_render_mode(spec, render_mode)
             kwargs["render_mode"] = render_mode
-        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode)
+        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode, action_mask_key)
     try:
         if isinstance(vector_env, FunctionalVectorEnv):
-            return vector_env.tensor_env(device, action_bins)
-        return GymnasiumAdapter(vector_env, action_bins, device)
+            return vector_env.tensor_env(device, action_bins, action_mask_key)
+        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key)
     except UserError:
         vector_env.close()
         raise
 
 
 class KeepFinalObs(gymnasium.Wrapper):
-    """Copies the last observation of an episode, for environments that write the next one into the same array.
+    """Copies the last observation and mask of an episode, for environments that write the next into the same array.
 
-    Under SAME_STEP autoreset Gymnasium holds on to it while it resets the environment.
+    Under SAME_STEP autoreset Gymnasium holds on to them while it resets the environment.
     """
+
+    def __init__(self, env: gymnasium.Env, action_mask_key: str | None) -> None:
+        super().__init__(env)
+        self.action_mask_key = action_mask_key
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         obs, reward, terminated, truncated, info = self.env.step(action)
-        return deepcopy(obs) if terminated or truncated else obs, reward, terminated, truncated, info
+        if terminated or truncated:
+            obs = deepcopy(obs)
+            if self.action_mask_key in info:
+                info = info | {self.action_mask_key: deepcopy(info[self.action_mask_key])}
+        return obs, reward, terminated, truncated, info
 
 
 def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None) -> bool:
@@ -102,14 +115,16 @@ def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: st
     return exists and render_mode is None and not _unknown_kwargs(spec, {**spec.kwargs, **kwargs}, native=True)
 
 
-def _construct(spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str) -> VectorEnv:
+def _construct(
+    spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str, action_mask_key: str | None
+) -> VectorEnv:
     if native:
         arguments: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
     else:
         arguments = {
             "vectorization_mode": "async" if mode == "async" else "sync",
             "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},  # the adapter copies
-            "wrappers": [KeepFinalObs],
+            "wrappers": [partial(KeepFinalObs, action_mask_key=action_mask_key)],
         }
     try:
         # Its checks at every step cost as much as a step of CartPole; the adapter has its own.

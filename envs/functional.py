@@ -15,6 +15,7 @@ from torch import Generator, Tensor
 
 from envs.errors import UserError
 from envs.gymnasium_adapter import Step
+from envs.masks import ACTION_MASK_KEY, MaskReader, Masks, require_legal_choice
 from envs.spaces import FactoredActions, FlatObservations
 
 State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])  # one tensor, or a NamedTuple of tensors
@@ -42,6 +43,13 @@ class FunctionalEnv(FuncEnv[State, Tensor, Tensor, Tensor, Tensor, None, None]):
         """Returns a constant of the equations; on a CPU an operation with a Python number takes twice as long."""
         return torch.tensor(value, dtype=self.dtype, device=self.device)
 
+    def action_mask(self, state: State) -> Bool[Tensor, "E A"] | None:
+        """The legal choices, those of one factor after the other, A = sum_k n_k; None: every choice, always.
+
+        Each factor must have one in every state that is not terminal.
+        """
+        return None
+
 
 def check_counts(**counts: tuple[Any, int]) -> None:
     """Refuses arguments that are no integers or too small, all in one error; each is given with its minimum."""
@@ -59,7 +67,7 @@ class TensorEnv:
 
     The time limit and autoreset (SAME_STEP) are applied here. The state is updated in place and every random number
     comes from `generator`, so a CUDA graph that `generator` is registered with can hold `step`. What `step` returns is
-    never written to again. Actions are not checked: that would have to wait for the device.
+    never written to again. Actions are not checked: that would have to wait for the device; masks on a CPU only.
     """
 
     render_fps = 30
@@ -70,6 +78,7 @@ class TensorEnv:
         max_episode_steps: int | None = None,
         action_bins: int | None = None,
         spec_id: str = "",
+        action_mask_key: str | None = ACTION_MASK_KEY,
     ) -> None:
         if max_episode_steps is not None and not (isinstance(max_episode_steps, int) and max_episode_steps > 0):
             raise ValueError(f"max_episode_steps must be a positive integer or None; got {max_episode_steps!r}")
@@ -88,6 +97,17 @@ class TensorEnv:
         self.state = _map(Tensor.clone, env.initial(self.generator))
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._all_valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        self.masks: Masks | None = None
+        self._pad_mask = _mask_padder(self.actions, self.device)
+        mask = None if action_mask_key is None else env.action_mask(self.state)
+        expected = (self.num_envs, sum(self.actions.num_choices))
+        if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
+            raise ValueError(
+                f"{self.spec_id}: action_mask must give torch.bool {list(expected)}, a column for each choice of each "
+                f"factor; got {mask.dtype} {list(mask.shape)}"
+            )
+        self._gives_masks = mask is not None
+        self._num_steps = 0
 
     def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
         """Starts a new episode in every environment; `seed` decides all of their random numbers."""
@@ -105,6 +125,9 @@ class TensorEnv:
         state = self.env.initial(self.generator)
         self._write(state)
         self.elapsed.zero_()
+        self._num_steps = 0
+        if self._gives_masks:
+            self.masks = self._read_masks(state, state, torch.zeros_like(self._all_valid))
         return self.env.observation(state, self.generator)
 
     def advance(self, action: Tensor) -> Step:
@@ -119,6 +142,9 @@ class TensorEnv:
         state = _map(lambda new, old: _where(ended, new, old), env.initial(rng), successor)
         self._write(state)
         self.elapsed.masked_fill_(ended, 0)
+        if self._gives_masks:
+            self._num_steps += 1
+            self.masks = self._read_masks(state, successor, terminated)
         obs, next_obs = env.observation(state, rng), env.observation(successor, rng)
         return Step(obs, reward, terminated, truncated, next_obs, self._all_valid)
 
@@ -127,6 +153,15 @@ class TensorEnv:
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _read_masks(self, state: Any, successor: Any, terminated: Bool[Tensor, " E"]) -> Masks:
+        mask, next_mask = self.env.action_mask(state), self.env.action_mask(successor)
+        assert mask is not None and next_mask is not None, "action_mask gave a mask before"
+        masks = Masks(self._pad_mask(mask), self._pad_mask(next_mask | terminated.unsqueeze(-1)))
+        if self.device.type == "cpu":
+            for padded in masks:
+                require_legal_choice(padded.numpy(), self.spec_id, self._num_steps)
+        return masks
 
     def _truncated(self) -> Bool[Tensor, " E"]:
         """As Gymnasium's TimeLimit, which truncates whether or not the episode terminates in the same step."""
@@ -164,6 +199,18 @@ def _flattener(space: Space, device: torch.device) -> Callable[[Tensor], Float32
     if len(counts) == 1:
         return lambda obs: (obs.view(-1, 1) == value).to(torch.float32)
     return lambda obs: (obs.reshape(len(obs), -1)[:, entry] == value).to(torch.float32)
+
+
+def _mask_padder(
+    actions: FactoredActions, device: torch.device
+) -> Callable[[Bool[Tensor, "E A"]], Bool[Tensor, "E K N"]]:
+    """What MaskReader.read_each does to a batch of flat masks, for tensors."""
+    exists = MaskReader(actions).exists
+    if exists.all():
+        return lambda mask: mask.view(-1, *exists.shape)
+    column = torch.from_numpy(exists.ravel().cumsum() - 1).to(device)  # of a padding choice: the one before it
+    is_choice = torch.from_numpy(exists).to(device)
+    return lambda mask: mask[:, column].view(-1, *exists.shape) & is_choice
 
 
 def _decoder(space: Space, actions: FactoredActions, device: torch.device) -> Callable[[Int64[Tensor, "E K"]], Tensor]:

@@ -12,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Generator, Tensor
 
 from envs.functional import FunctionalEnv, TensorEnv
+from envs.masks import ACTION_MASK_KEY, MaskReader
 
 
 class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -36,16 +37,25 @@ class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
 
-    def tensor_env(self, device: str | torch.device = "cpu", action_bins: int | None = None) -> TensorEnv:
+    def tensor_env(
+        self,
+        device: str | torch.device = "cpu",
+        action_bins: int | None = None,
+        action_mask_key: str | None = ACTION_MASK_KEY,
+    ) -> TensorEnv:
         """Returns as many environments of the same kind and time limit, without the way over NumPy."""
         functional = self._make_functional(self.num_envs, torch.device(device))
-        return TensorEnv(functional, self.max_episode_steps, action_bins, self.spec.id if self.spec else "")
+        spec_id = self.spec.id if self.spec else ""
+        return TensorEnv(functional, self.max_episode_steps, action_bins, spec_id, action_mask_key)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._array(self._env.start(seed)), {}
+        obs, infos = self._array(self._env.start(seed)), dict[str, Any]()
+        if self._env.masks is not None:
+            self._add_masks(infos, self._env.masks.obs)
+        return obs, infos
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if not self.action_space.contains(np.asarray(actions)):
@@ -55,7 +65,16 @@ class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         next_obs, infos = self._array(step.next_obs), dict[str, Any]()
         for index in np.flatnonzero(terminated | truncated).tolist():
             infos = self._add_info(infos, {"final_obs": next_obs[index], "final_info": {}}, index)
+        if (masks := self._env.masks) is not None:
+            self._add_masks(infos, masks.obs)
+            if "final_info" in infos:
+                self._add_masks(infos["final_info"], masks.next_obs)
         return self._array(step.obs), step.reward.numpy().astype(np.float64), terminated, truncated, infos
+
+    def _add_masks(self, infos: dict[str, Any], mask: Tensor) -> None:
+        exists = MaskReader(self._env.actions).exists
+        infos[ACTION_MASK_KEY] = mask.numpy()[:, exists].astype(np.int8)
+        infos[f"_{ACTION_MASK_KEY}"] = np.ones(self.num_envs, dtype=np.bool_)
 
     def _array(self, obs: Tensor) -> np.ndarray:
         return obs.numpy().astype(self.single_observation_space.dtype, copy=False)
@@ -77,13 +96,13 @@ class FunctionalSingleEnv(gymnasium.Env[Any, Any]):
         if seed is not None:
             self.generator.manual_seed(seed)
         self.state = self.functional.initial(self.generator)
-        return self._obs(), {}
+        return self._obs(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         env, rng, batch = self.functional, self.generator, torch.from_numpy(np.asarray(action)[None])
         old, self.state = self.state, env.transition(self.state, batch, rng)
         reward = env.reward(old, batch, self.state, rng).item()
-        return self._obs(), reward, bool(env.terminal(self.state, rng)), False, {}
+        return self._obs(), reward, bool(env.terminal(self.state, rng)), False, self._info()
 
     def render(self) -> Any:
         return self.functional.render_image(self.state, None)[1] if self.render_mode == "rgb_array" else None
@@ -91,3 +110,7 @@ class FunctionalSingleEnv(gymnasium.Env[Any, Any]):
     def _obs(self) -> Any:
         obs = self.functional.observation(self.state, self.generator)[0].numpy()
         return obs.astype(self.observation_space.dtype)[()]  # a number, not an array without axes, where it is Discrete
+
+    def _info(self) -> dict[str, Any]:
+        mask = self.functional.action_mask(self.state)
+        return {} if mask is None else {ACTION_MASK_KEY: mask[0].numpy().astype(np.int8)}

@@ -13,7 +13,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
+
+NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
 
 
 class Step(NamedTuple):
@@ -33,10 +36,18 @@ class Step(NamedTuple):
 
 
 class GymnasiumAdapter:
-    """Steps a Gymnasium vector environment with factored actions, whatever its spaces and its autoreset mode."""
+    """Steps a Gymnasium vector environment with factored actions, whatever its spaces and its autoreset mode.
+
+    masks: the legal choices after the last reset or step, shared as a Step's tensors are; None where the environment
+    gives no info[action_mask_key] or that is None. The first reset decides for good.
+    """
 
     def __init__(
-        self, vector_env: VectorEnv, action_bins: int | None = None, device: str | torch.device = "cpu"
+        self,
+        vector_env: VectorEnv,
+        action_bins: int | None = None,
+        device: str | torch.device = "cpu",
+        action_mask_key: str | None = ACTION_MASK_KEY,
     ) -> None:
         self.vector_env = vector_env
         self.num_envs = vector_env.num_envs
@@ -52,11 +63,21 @@ class GymnasiumAdapter:
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
         self._hand_over = _Transfer(self.num_envs, self.observations.size, self.device)
+        self.masks: Masks | None = None
+        self._info_masks: InfoMasks | None = None
+        if action_mask_key is not None:
+            self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id)
+            self._hand_over_masks = _MaskTransfer((self.num_envs, *self._info_masks.reader.exists.shape), self.device)
 
     def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
         """Starts a new episode in every environment; `seed` decides all of their random numbers."""
-        obs, _ = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
+        obs, info = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
+        if self._info_masks is not None:
+            self._info_masks.num_steps = 0
+            if self._info_masks.are_in(info):
+                mask = self._info_masks.read(info, self._all_valid)
+                self.masks = self._hand_over_masks(mask, mask)
         return torch.from_numpy(self._flatten(obs)).to(self.device)
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
@@ -75,12 +96,14 @@ class GymnasiumAdapter:
             valid = ~self._ended
         self._check_finite(reward, "a reward")
         self._ended = terminated | truncated
+        masks = self._read_masks(info, terminated)
         if self._autoreset is not AutoresetMode.NEXT_STEP and self._ended.any():
             if self._autoreset is AutoresetMode.SAME_STEP:
                 next_obs = self._with_final_obs(obs, info)
             else:
-                obs = self._reset_ended(obs)
-
+                obs, masks = self._reset_ended(obs, masks)
+        if masks is not None:
+            self.masks = self._hand_over_masks(*masks)
         return self._hand_over(obs, reward, terminated, truncated, next_obs, valid)
 
     def render(self) -> Any:
@@ -114,10 +137,28 @@ class GymnasiumAdapter:
         self._check_finite(next_obs, "an observation")
         return next_obs
 
-    def _reset_ended(self, obs: np.ndarray) -> np.ndarray:
+    def _reset_ended(self, obs: np.ndarray, masks: NumPyMasks | None) -> tuple[np.ndarray, NumPyMasks | None]:
         """DISABLED: resets the environments that ended."""
-        reset_obs, _ = self.vector_env.reset(options={"reset_mask": self._ended.copy()})
-        return np.where(self._ended[:, None], self._flatten(reset_obs), obs)
+        ended = self._ended
+        reset_obs, info = self.vector_env.reset(options={"reset_mask": ended.copy()})
+        if masks is not None and self._info_masks is not None:
+            mask, next_mask = masks
+            masks = np.where(ended[:, None, None], self._info_masks.read(info, ended), mask), next_mask
+        return np.where(ended[:, None], self._flatten(reset_obs), obs), masks
+
+    def _read_masks(self, info: dict[str, Any], terminated: np.ndarray) -> NumPyMasks | None:
+        """The masks at obs and at next_obs after a step, where there are masks. A terminal state needs none."""
+        if self._info_masks is None:
+            return None
+        self._info_masks.num_steps += 1
+        if not self._info_masks.are_in(info):
+            return None
+        is_new = self._ended if self._autoreset is AutoresetMode.SAME_STEP else np.zeros_like(self._ended)
+        mask = self._info_masks.read(info, ~terminated | is_new)
+        if not is_new.any():
+            return mask, mask
+        final_mask = self._info_masks.read(info.get("final_info", {}), is_new & ~terminated)
+        return mask, np.where(is_new[:, None, None], final_mask, mask)
 
     def _flatten(self, batched_obs: Any) -> np.ndarray:
         obs = self.observations.flatten(batched_obs)
@@ -158,6 +199,23 @@ class _Transfer:
         self.device.copy_(self.host, non_blocking=True)
         torch.ne(self.numbers.T, 0, out=self.flags)
         return Step(self.obs, self.reward[:, 0], self.flags[0], self.flags[1], self.next_obs, self.flags[2])
+
+
+class _MaskTransfer:
+    """Masks from NumPy to the device, as _Transfer does it."""
+
+    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
+        self.on_cpu = device.type == "cpu"
+        if not self.on_cpu:
+            self.host = torch.empty((2, *shape), dtype=torch.bool, pin_memory=device.type == "cuda")
+            self.device = torch.empty(self.host.shape, dtype=torch.bool, device=device)
+
+    def __call__(self, mask: np.ndarray, next_mask: np.ndarray) -> Masks:
+        if self.on_cpu:
+            return Masks(torch.from_numpy(mask), torch.from_numpy(next_mask))
+        np.stack([mask, next_mask], out=self.host.numpy())
+        self.device.copy_(self.host, non_blocking=True)
+        return Masks(*self.device)
 
 
 def _autoreset_mode(vector_env: VectorEnv, spec_id: str) -> AutoresetMode:

@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from envs.masks import ACTION_MASK_KEY
+
 Obs = np.ndarray
 TIME_LIMIT = 10
 
@@ -27,13 +29,13 @@ class Probe(gymnasium.Env[Obs, np.int64]):
         super().reset(seed=seed)
         self.steps = 0
         self.value = self.first_value()
-        return self.obs(), {}
+        return self.obs(), self.info()
 
     def step(self, action: np.int64) -> tuple[Obs, float, bool, bool, dict[str, Any]]:
         reward = self.reward(int(action))
         self.steps += 1
         self.value = self.next_value()
-        return self.obs(), reward, self.steps == self.num_steps, False, {}
+        return self.obs(), reward, self.steps == self.num_steps, False, self.info()
 
     def obs(self) -> Obs:
         return np.array([self.value], dtype=np.float32)
@@ -46,6 +48,9 @@ class Probe(gymnasium.Env[Obs, np.int64]):
 
     def reward(self, action: int) -> float:
         return 1.0
+
+    def info(self) -> dict[str, Any]:
+        return {}
 
 
 class ConstantReward(Probe):
@@ -114,9 +119,32 @@ class TimeLimit(Probe):
     num_steps = -1
 
 
+class BarredChoice(DelayedReward):
+    """Three actions, two steps, observations 0 then 1. The second step pays -1, 0 and 1, and bars the last half of the
+    time, which only the action mask tells. Q(0, .) = γ/2 for all, Q(1, .) = (-1, 0, 1); the mean of the best returns
+    is 1/2.
+
+    Fails where a barred choice is taken, which is an error, or counts in the value of the successor: Q(0, .) = γ then.
+    """
+
+    num_actions = 3
+
+    def first_value(self) -> float:
+        self.bars = bool(self.np_random.random() < 0.5)
+        return 0.0
+
+    def reward(self, action: int) -> float:
+        if not self.info()[ACTION_MASK_KEY][action]:
+            raise RuntimeError(f"action {action} is barred")
+        return self.value * (action - 1.0)
+
+    def info(self) -> dict[str, Any]:
+        return {ACTION_MASK_KEY: np.array([1, 1, not (self.bars and self.value)], dtype=np.int8)}
+
+
 PROBES: dict[str, type[Probe]] = {
     f"Probe/{probe.__name__}-v0": probe
-    for probe in (ConstantReward, RewardFromObs, DelayedReward, Choice, ChoiceFromObs, TimeLimit)
+    for probe in (ConstantReward, RewardFromObs, DelayedReward, Choice, ChoiceFromObs, TimeLimit, BarredChoice)
 }
 
 

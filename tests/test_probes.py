@@ -1,6 +1,7 @@
 """The probes pay what their docstrings promise."""
 
 import gymnasium
+import pytest
 import torch
 
 from envs import PROBES, make
@@ -51,6 +52,26 @@ def test_choice_from_obs_pays_for_the_action_that_fits() -> None:
 
 def test_time_limit_truncates_and_does_not_show_in_the_observation() -> None:
     assert episode("TimeLimit") == ([0] * TIME_LIMIT, [1] * TIME_LIMIT, True)
+
+
+def test_barred_choice_pays_in_the_second_step_and_bars_the_best_half_of_the_time() -> None:
+    adapter = make("Probe/BarredChoice-v0", 400)
+    adapter.reset(0)
+    assert adapter.masks.obs.all()
+    middle = adapter.step(torch.zeros(400, 1, dtype=torch.int64))
+    assert (middle.reward == 0).all() and (middle.obs == 1).all()
+    legal = adapter.masks.obs[:, 0]
+    assert legal[:, :2].all() and abs(legal[:, 2].float().mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
+    last = adapter.step(legal.sum(-1, keepdim=True) - 1)
+    assert last.terminated.all() and torch.equal(last.reward, legal[:, 2].float())
+
+
+def test_barred_choice_is_an_error_where_it_is_barred() -> None:
+    adapter = make("Probe/BarredChoice-v0", 20)
+    adapter.reset(0)
+    adapter.step(torch.zeros(20, 1, dtype=torch.int64))
+    with pytest.raises(RuntimeError, match="action 2 is barred"):
+        adapter.step(torch.full((20, 1), 2))
 
 
 def test_registering_the_probes_again_changes_nothing() -> None:
