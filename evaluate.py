@@ -63,7 +63,11 @@ def evaluate(options: argparse.Namespace) -> None:
     policy = Policy.load(options.run, member=options.member, weights=options.weights)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
-    settings: dict[str, Any] = {"kwargs": policy.info.env_kwargs, "action_bins": policy.info.action_bins}
+    settings: dict[str, Any] = {
+        "kwargs": policy.info.env_kwargs,
+        "action_bins": policy.info.action_bins,
+        "action_mask_key": policy.info.action_mask_key,
+    }
     num_envs = num_parallel_envs(policy.num_members, options.episodes)
     with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
         policy.check_fits(env)

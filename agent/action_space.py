@@ -22,9 +22,17 @@ class ActionSpace:
         self.mask: Bool[Tensor, "K N"] = self.choice < torch.tensor(self.num_choices, device=device).unsqueeze(-1)
         self.max_entropy = sum(math.log(n) for n in self.num_choices)  # nats
 
-    def mask_logits(self, logits: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
-        """Makes padding choices impossible."""
+    def mask_logits(
+        self, logits: Float[Tensor, "*batch K N"], mask: Bool[Tensor, "*batch K N"] | None = None
+    ) -> Float[Tensor, "*batch K N"]:
+        """Makes padding choices impossible, and with `mask` illegal ones, where it is False as it is at padding."""
+        if mask is not None:
+            return logits.masked_fill(~mask, IMPOSSIBLE)
         return logits.masked_fill(~self.mask, IMPOSSIBLE) if self.is_ragged else logits
+
+    def max_entropy_of(self, mask: Bool[Tensor, "*batch K N"]) -> Float[Tensor, "*batch"]:
+        """sum_k log m_k of a state whose mask leaves m_k choices: the largest entropy that a policy can have there."""
+        return mask.sum(-1).log().sum(-1)
 
     def one_hot(self, action: Int[Tensor, "*batch K"]) -> Float[Tensor, "*batch K N"]:
         return (action.unsqueeze(-1) == self.choice).float()

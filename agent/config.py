@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.fields import FieldInfo
 
 from envs.errors import UserError
+from envs.masks import ACTION_MASK_KEY
 
 PER_MEMBER: dict[str, Any] = {"per_member": True}  # a setting that `sweep` may give each member its own value of
 
@@ -33,6 +34,12 @@ class EnvConfig(Section):
     vectorization_mode: Literal["auto", "sync", "async", "vector_entry_point"] = Field(
         "auto", description="auto: the environment's own vector version where it has one, else sync"
     )
+    action_mask_key: str | None = Field(
+        ACTION_MASK_KEY,
+        description="key of info under which the environment gives the mask of its legal choices, if it does: others "
+        "are never taken, nor count in the critic's target. Bool or int8; [n] for Discrete; [sum of n_k], or an array "
+        "[n_k] for each factor, for MultiDiscrete; [2n] or [n, 2] for MultiBinary; null: masks are ignored",
+    )
 
 
 class TauConfig(Section):
@@ -49,7 +56,10 @@ class TauConfig(Section):
 
 
 class TargetEntropyConfig(Section):
-    """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k."""
+    """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k.
+
+    n_k counts legal choices where the environment gives masks; the sum is then the mean over the batch.
+    """
 
     schedule: Literal["constant", "linear", "exponential", "cosine"] = Field(
         "linear", description="how the target moves from start to end; constant: stays at start"

@@ -9,7 +9,7 @@ alpha   log alpha moves so that H(pi) meets an annealed target
 import math
 
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Generator, Tensor
 
 from agent import losses
@@ -25,6 +25,7 @@ from agent.optimizer import PopulationAdam, clip_grad_norm
 from agent.replay import Batch, Replay
 from agent.schedules import ScheduleTable
 from envs.gymnasium_adapter import Step
+from envs.masks import Masks
 
 NUM_CRITICS = 2
 RATE, TAU, TARGET_ENTROPY = range(3)  # of the schedules
@@ -62,6 +63,7 @@ class GumbelActorCritic:
         generator: Generator | None = None,
         *,
         obs_dtype: torch.dtype = torch.float32,
+        has_masks: bool = False,
     ) -> None:
         self.config, self.actions, self.normalizer, self.generator = config, actions, normalizer, generator
         self.num_members = len(config.members())
@@ -94,6 +96,7 @@ class GumbelActorCritic:
         rate = per_member("learning_rate")
         if config.tau.schedule == "adaptive" and not self.estimator.depends_on_tau:
             raise ConfigError(f"tau.schedule: got 'adaptive', but estimator.name={config.estimator.name} uses no tau")
+        max_entropy = 1.0 if has_masks else actions.max_entropy  # with masks it is known only in the update
         tau, entropy = config.tau, config.target_entropy
         self.schedules = ScheduleTable(
             [
@@ -106,8 +109,8 @@ class GumbelActorCritic:
                 ),
                 (
                     entropy.schedule,
-                    per_member("target_entropy.start") * actions.max_entropy,
-                    per_member("target_entropy.end") * actions.max_entropy,
+                    per_member("target_entropy.start") * max_entropy,
+                    per_member("target_entropy.end") * max_entropy,
                     entropy.fraction,
                 ),
             ]
@@ -127,6 +130,7 @@ class GumbelActorCritic:
             per_member("gamma"),
             frame_stack=config.frame_stack,
             obs_dtype=obs_dtype,
+            mask_shape=(actions.num_factors, actions.width) if has_masks else None,
             device=device,
         )
         shape = (self.num_members, num_envs, actions.num_factors, actions.width)
@@ -157,22 +161,29 @@ class GumbelActorCritic:
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=self.log_alpha.device)
 
     def explore(
-        self, obs: Float[Tensor, "P E D"], draw: Float64[Tensor, "P E U"], *, uniform: bool
+        self,
+        obs: Float[Tensor, "P E D"],
+        draw: Float64[Tensor, "P E U"],
+        *,
+        uniform: bool,
+        mask: Bool[Tensor, "P E K N"] | None = None,
     ) -> Int[Tensor, "P E K"]:
         """The action to take while training: drawn from the policy or uniformly, with persistent noise."""
         noise = self.exploration.next(draw)
         if uniform:
-            return self.actions.mask_logits(noise).argmax(-1)
-        return (self.actor(self.normalizer(obs)) + noise).argmax(-1)
+            return self.actions.mask_logits(noise, mask).argmax(-1)
+        return (self.actor(self.normalizer(obs), mask) + noise).argmax(-1)
 
-    def observe(self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step) -> None:
-        """Takes in one step of every environment."""
-        self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid)
+    def observe(
+        self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
+    ) -> None:
+        """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
+        self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
 
     def learn(self, progress: Float[Tensor, ""], draw: Float64[Tensor, "P B U"]) -> dict[str, Float[Tensor, " P"]]:
         """One update on a batch from the replay; returns its metrics."""
-        batch = self.replay.sample(draw[..., 0], draw[..., 1])
-        return self.update(batch, progress, self.noise_of(draw))
+        which = draw[..., 0], draw[..., 1]
+        return self.update(self.replay.sample(*which), progress, self.noise_of(draw), self.replay.masks(*which))
 
     def noise_of(self, draw: Float64[Tensor, "P B U"]) -> Float[Tensor, "S P B K N"]:
         shape = (self.num_samples, self.actions.num_factors, self.actions.width)
@@ -183,6 +194,7 @@ class GumbelActorCritic:
         batch: Batch,
         progress: Float[Tensor, ""],
         noise: Float[Tensor, "S P B K N"],
+        masks: Masks | None = None,
     ) -> dict[str, Float[Tensor, " P"]]:
         """One step of critics, actor and alpha together.
 
@@ -190,11 +202,16 @@ class GumbelActorCritic:
             progress: part of the run done, in [0, 1].
             noise: Gumbel, of the action at the next observation where the critics are not multilinear, then of the
                 estimator's samples.
+            masks: of the batch's obs and next_obs, where the environment gives them.
         """
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         alpha = self.log_alpha.squeeze(-1).exp()
         learning_rate, tau, target_entropy = self.schedules(progress).unbind()
-        target = losses.td_target(batch.reward, batch.discount, self.next_value(next_obs, alpha, noise))
+        mask, next_mask = (None, None) if masks is None else masks
+        if mask is not None:
+            target_entropy = target_entropy * self.actions.max_entropy_of(mask).mean(-1)
+        next_value = self.next_value(next_obs, alpha, noise, next_mask)
+        target = losses.td_target(batch.reward, batch.discount, next_value)
 
         encoded = self.critics.encode(obs)
         taken = self.critics.evaluate(encoded, self.actions.one_hot(batch.action))
@@ -202,7 +219,7 @@ class GumbelActorCritic:
         critic_norm = clip_grad_norm(critic_gradient, self.num_members, self.config.max_grad_norm)
 
         saved = self.actor.mlp.forward(obs)
-        logits = self.actor.logits(saved)
+        logits = self.actor.logits(saved, mask)
         q = ReducedQ(self.critics, encoded, self.reduce)
         estimate = self.estimator.estimate(logits, tau.view(-1, 1, 1, 1), noise[self.num_target_samples :], q)
         entropy, entropy_gradient = losses.entropy_and_gradient(logits)
@@ -230,10 +247,14 @@ class GumbelActorCritic:
         }
 
     def next_value(
-        self, next_obs: Float[Tensor, "P B D"], alpha: Float[Tensor, " P"], noise: Float[Tensor, "S P B K N"]
+        self,
+        next_obs: Float[Tensor, "P B D"],
+        alpha: Float[Tensor, " P"],
+        noise: Float[Tensor, "S P B K N"],
+        mask: Bool[Tensor, "P B K N"] | None = None,
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
-        logits = self.actor(next_obs)
+        logits = self.actor(next_obs, mask)
         action = logits.softmax(-1) if self.target_critics.is_multilinear else hard_sample(logits, noise[0])
         value = ReducedQ(self.target_critics, self.target_critics.encode(next_obs), self.reduce).value(action)
         if self.config.critic.entropy_in_target:
@@ -248,8 +269,9 @@ class GumbelActorCritic:
         uniform = torch.rand(
             (2, self.num_members, INSPECTED_STATES), dtype=torch.float64, generator=generator, device=generator.device
         )
-        obs = self.normalizer(self.replay.sample(*uniform).obs).repeat(1, INSPECTED_DRAWS, 1)
-        logits = self.actor(obs)
+        obs, masks = self.normalizer(self.replay.sample(*uniform).obs), self.replay.masks(*uniform)
+        logits = self.actor(obs, None if masks is None else masks.obs).repeat(1, INSPECTED_DRAWS, 1, 1)
+        obs = obs.repeat(1, INSPECTED_DRAWS, 1)
         q = ReducedQ(self.critics, self.critics.encode(obs), self.reduce)
 
         def draws(estimator: Estimator, tau: Tensor) -> Moments:

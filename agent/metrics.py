@@ -65,7 +65,7 @@ METRICS: dict[str, Metric] = {
     "actor/entropy": Metric(
         "mean_B H(pi(.|s)) = -sum_k sum_a pi_k(a|s) log pi_k(a|s)",
         "nats",
-        "0 ... sum_k log n_k; gumbel_actor_critic: follows target_entropy",
+        "0 ... sum_k log n_k, n_k legal choices; gumbel_actor_critic: follows target_entropy",
     ),
     "actor/grad_norm": Metric("L2 norm of the gradient of actor/loss", "unit of actor/loss", "before clipping"),
     "alpha/value": Metric(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
@@ -127,7 +127,8 @@ class PopulationMLP:
 
 
 class Actor:
-    """Logits of each member's policy.  [P, B, D] -> [P, B, K, N]; choices that do not exist are impossible."""
+    """Logits of each member's policy.  [P, B, D] -> [P, B, K, N]; choices that do not exist, or that a mask of legal
+    choices bars, are impossible."""
 
     def __init__(
         self,
@@ -142,12 +143,14 @@ class Actor:
         # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, sec. 3.2).
         self.mlp = PopulationMLP(sizes, generators, device, last_gain=0.01)
 
-    def __call__(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B K N"]:
-        return self.logits(self.mlp.forward(obs))
+    def __call__(
+        self, obs: Float[Tensor, "P B D"], mask: Bool[Tensor, "P B K N"] | None = None
+    ) -> Float[Tensor, "P B K N"]:
+        return self.logits(self.mlp.forward(obs), mask)
 
-    def logits(self, saved: list[Tensor]) -> Float[Tensor, "P B K N"]:
+    def logits(self, saved: list[Tensor], mask: Bool[Tensor, "P B K N"] | None = None) -> Float[Tensor, "P B K N"]:
         """Of a forward pass of the network."""
-        return self.actions.mask_logits(saved[-1].unflatten(-1, (self.actions.num_factors, self.actions.width)))
+        return self.actions.mask_logits(saved[-1].unflatten(-1, (self.actions.num_factors, self.actions.width)), mask)
 
     def parameter_gradient(self, saved: list[Tensor], gradient: Float[Tensor, "P B K N"]) -> Float[Tensor, "P F"]:
         """From a gradient with respect to the logits, which is zero at choices that do not exist."""

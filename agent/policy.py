@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,6 +22,7 @@ from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
 from envs import VectorEnvironment
 from envs.errors import UserError
+from envs.masks import MaskReader
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
 
 
@@ -49,6 +50,7 @@ class PolicyInfo(BaseModel):
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
     action_bins: int | None
+    action_mask_key: str | None = None  # of info, where the mask is that the policy needs; none: it needs none
     hidden_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(max_length=100)
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
@@ -59,6 +61,7 @@ class Policy:
 
         policy = Policy.load("runs/x")
         action = policy.act(obs)          # greedy; numpy in, an action the environment accepts out
+        action = policy.act(obs, action_mask=info["action_mask"])       # one of the legal actions
 
     `choose` is the same on tensors, for all members at once.
     """
@@ -67,6 +70,7 @@ class Policy:
         self.info = info
         self.observations = FlatObservations(space_from_json(info.observation_space))
         self.factored = FactoredActions(space_from_json(info.action_space), info.action_bins)
+        self.mask_reader = MaskReader(self.factored)
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
         generators = member_generators([0] * self.num_members, 0)
@@ -75,25 +79,48 @@ class Policy:
         self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=info.normalize_obs, device=device)
         self.generator = Generator(device).manual_seed(0)
 
-    def act(self, obs: Any, *, sampled: bool = False) -> Any:
+    def act(self, obs: Any, *, sampled: bool = False, action_mask: Any = None) -> Any:
         """An action for one observation, or a batch of actions for a batch of observations.
 
         Args:
             obs: as the environment gives it, alone or batched along a new first axis.
             sampled: draw from the policy instead of taking its most probable action.
+            action_mask: of the legal choices, as the environment gives it in `info`; one, or a batch for a batch. A
+                policy trained with masks needs it, any other may have it.
         """
         if self.num_members != 1:
             raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
         batched = self.observations.is_batch(obs)
         flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
-        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled)[0]
+        mask = None if action_mask is None else self.read_masks(action_mask if batched else [action_mask], len(flat))
+        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled, mask=mask)[0]
         decoded = self.factored.decode(action.numpy())
         return decoded if batched else decoded[0]
 
+    def read_masks(self, masks: Any, num_obs: int) -> Bool[Tensor, "1 E K N"]:
+        """Masks as the user has them; PolicyError where they do not fit the actions or leave none."""
+        try:
+            read = self.mask_reader.read_each(masks)
+        except UserError as error:
+            raise PolicyError(f"got {error}") from None
+        if len(read) != num_obs:
+            raise PolicyError(f"got {len(read)} action masks for {num_obs} observations")
+        if not read.any(-1).all():
+            number, factor = np.argwhere(~read.any(-1))[0]
+            raise PolicyError(f"action mask {number} leaves action factor {factor} no legal choice")
+        return torch.from_numpy(read).unsqueeze(0)
+
     @torch.no_grad()
-    def choose(self, obs: Float[Tensor, "P E D"], *, sampled: bool = False) -> Int[Tensor, "P E K"]:
-        """The most probable choice of each factor, or one drawn from the policy."""
-        logits = self.actor(self.normalizer(obs))
+    def choose(
+        self, obs: Float[Tensor, "P E D"], *, sampled: bool = False, mask: Bool[Tensor, "P E K N"] | None = None
+    ) -> Int[Tensor, "P E K"]:
+        """The most probable choice of each factor, or one drawn from the policy; of the legal ones with a mask."""
+        if mask is None and (key := self.info.action_mask_key) is not None:
+            raise PolicyError(
+                f"this policy was trained with masks of legal choices and needs info['{key}'] of every observation; "
+                "Policy.act takes it as action_mask"
+            )
+        logits = self.actor(self.normalizer(obs), mask)
         if sampled:
             logits = logits + gumbel_noise(tuple(logits.shape), self.generator, logits.device)
         return logits.argmax(-1)
@@ -205,7 +232,7 @@ class Policy:
 
 
 def describe_policy(config: Config, env: VectorEnvironment, members: list[MemberInfo]) -> PolicyInfo:
-    """What policy.json says of policies trained in `env`."""
+    """What policy.json says of policies trained in `env`, which has been reset."""
     return PolicyInfo(
         algorithm=config.algorithm,
         env_id=config.env.id,
@@ -213,6 +240,7 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
         observation_space=space_to_json(env.observations.space),
         action_space=space_to_json(env.actions.space),
         action_bins=config.env.action_bins,
+        action_mask_key=None if env.masks is None else config.env.action_mask_key,
         hidden_sizes=config.hidden_sizes,
         normalize_obs=config.normalize_obs,
         members=members,

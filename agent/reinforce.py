@@ -21,6 +21,7 @@ from agent.networks import Actor, PopulationMLP, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
 from envs.gymnasium_adapter import Step
+from envs.masks import Masks
 
 
 class Reinforce:
@@ -39,6 +40,7 @@ class Reinforce:
         generator: Generator | None = None,
         *,
         obs_dtype: torch.dtype = torch.float32,
+        has_masks: bool = False,
     ) -> None:
         self.config, self.settings, self.actions, self.normalizer = config, config.reinforce, actions, normalizer
         seeds = [member.seed for member in config.members()]
@@ -58,6 +60,9 @@ class Reinforce:
         shape = (length, self.num_members, num_envs)
         self.obs = torch.zeros((*shape, obs_size), dtype=obs_dtype, device=device)
         self.action = torch.zeros((*shape, actions.num_factors), dtype=torch.int64, device=device)
+        self.mask: Bool[Tensor, "L P E K N"] | None = None
+        if has_masks:
+            self.mask = torch.ones((*shape, actions.num_factors, actions.width), dtype=torch.bool, device=device)
         self.reward = torch.zeros(shape, device=device)  # with the discounted value of the state a time limit cut off
         self.ends = torch.zeros(shape, dtype=torch.bool, device=device)
         self.unused = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -91,15 +96,24 @@ class Reinforce:
         """An update draws nothing."""
 
     def explore(
-        self, obs: Float[Tensor, "P E D"], draw: Float64[Tensor, "P E U"], *, uniform: bool
+        self,
+        obs: Float[Tensor, "P E D"],
+        draw: Float64[Tensor, "P E U"],
+        *,
+        uniform: bool,
+        mask: Bool[Tensor, "P E K N"] | None = None,
     ) -> Int[Tensor, "P E K"]:
         """Draws the action from the policy."""
-        return (self.actor(self.normalizer(obs)) + self.exploration.next(draw)).argmax(-1)
+        return (self.actor(self.normalizer(obs), mask) + self.exploration.next(draw)).argmax(-1)
 
-    def observe(self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step) -> None:
-        """Takes in one step of every environment."""
+    def observe(
+        self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
+    ) -> None:
+        """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
         slot = self.num_steps % len(self.reward)
         self.obs[slot], self.action[slot] = obs, action
+        if self.mask is not None and masks is not None:
+            self.mask[slot] = masks.obs
         self.reward[slot] = step.reward + self.value_beyond_time_limit(step)
         self.ends[slot] = (step.terminated | step.truncated) & step.valid
         self.unused[slot] = step.valid
@@ -123,13 +137,13 @@ class Reinforce:
     def update(self, progress: Tensor) -> dict[str, Float[Tensor, " P"]]:
         """One policy step and a few of the baseline."""
         returns, usable = self.monte_carlo_returns()
-        obs, action, returns, weight = self.gather(returns, usable)
+        obs, action, mask, returns, weight = self.gather(returns, usable)
         obs = self.normalizer(obs)
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
 
         advantage, baseline_loss = self.advantage(obs, returns, weight, learning_rate)
         saved = self.actor.mlp.forward(obs)
-        logits = self.actor.logits(saved)
+        logits = self.actor.logits(saved, mask)
         taken = self.actions.one_hot(action)
         log_pi = (taken * logits.log_softmax(-1)).sum((-2, -1))
         entropy, entropy_gradient = losses.entropy_and_gradient(logits)
@@ -168,17 +182,21 @@ class Reinforce:
         self.unused &= ~usable
         return returns, usable
 
-    def gather(self, returns: Tensor, usable: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def gather(self, returns: Tensor, usable: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
         """The usable steps of each member as rows [P, B, ...]; weight 0 where a member has fewer than the most."""
-        mask = usable.transpose(0, 1).flatten(1)
-        num_rows = max(1, int(mask.sum(1).max()))
-        weight, index = mask.float().sort(dim=1, descending=True, stable=True)
+        by_member = usable.transpose(0, 1).flatten(1)
+        num_rows = max(1, int(by_member.sum(1).max()))
+        weight, index = by_member.float().sort(dim=1, descending=True, stable=True)
         weight, index = weight[:, :num_rows], index[:, :num_rows]
         obs, action = (x.transpose(0, 1).flatten(1, 2) for x in (self.obs, self.action))
         rows = index.unsqueeze(-1)
+        mask = self.mask
+        if mask is not None:
+            mask = mask.transpose(0, 1).flatten(1, 2).take_along_dim(rows.unsqueeze(-1), 1)
         return (
             obs.gather(1, rows.expand(-1, -1, obs.shape[-1])).float(),
             action.gather(1, rows.expand(-1, -1, action.shape[-1])),
+            mask,
             returns.transpose(0, 1).flatten(1).gather(1, index),
             weight,
         )

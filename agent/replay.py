@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from envs.masks import Masks
+
 
 class Batch(NamedTuple):
     """Sampled transitions. `discount` is gamma^m (1 - terminated): n-step, end of task and time limit in one number."""
@@ -27,7 +29,10 @@ class Replay:
     A window grows while steps come in, until it holds n rewards or its episode ends; that of the newest step holds one.
     `starts` lists the slots that start a transition, oldest first, so that one draw finds one of them, uniformly.
 
-    Memory of a step: a frame, 4 (K + 3) bytes of window, 9 of lists; 10^6 steps of 84x84x4 uint8 take 6.6 GiB.
+    With a mask shape [K, N] the mask of an observation lies in the slot of its newest frame.
+
+    Memory of a step: a frame, 4 (K + 3) bytes of window, 9 of lists; 10^6 steps of 84x84x4 uint8 take 6.6 GiB. With
+    masks K N bytes more.
     """
 
     def __init__(
@@ -42,6 +47,7 @@ class Replay:
         *,
         frame_stack: int = 1,
         obs_dtype: torch.dtype = torch.float32,
+        mask_shape: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         # Slots that one step may use: its successor, and after an end the frames of the next episode's first obs.
@@ -53,6 +59,9 @@ class Replay:
         self.window = torch.zeros((num_rows, num_factors + 3), device=device)  # action, reward, discount, length m
         self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.kept_masks: Bool[Tensor, "R K N"] | None = None
+        if mask_shape is not None:
+            self.kept_masks = torch.zeros((num_rows, *mask_shape), dtype=torch.bool, device=device)
 
         shape = (num_members, num_envs)
         first_row = self.num_slots * torch.arange(num_members * num_envs, device=device)
@@ -77,10 +86,13 @@ class Replay:
         truncated: Bool[Tensor, "P E"],
         next_obs: Float[Tensor, "P E D"],
         valid: Bool[Tensor, "P E"],
+        masks: Masks | None = None,
     ) -> None:
-        """Writes one step of every environment; where not valid, leaves no trace."""
+        """Writes one step of every environment; where not valid, leaves no trace. `masks` are of obs and next_obs."""
         frames = torch.cat([obs, next_obs[..., -self.frames.shape[1] :]], -1).to(self.frames.dtype)
         self.frames[self.rows(self.newest, self.written)] = frames.unflatten(-1, (-1, self.frames.shape[1]))
+        if self.kept_masks is not None and masks is not None:
+            self.kept_masks[self.rows(self.newest, self.written[-2:])] = torch.stack(masks, 2)
 
         # Room for the slots that this step may use: the transitions that started there are the oldest.
         row, ahead = self.first_row + self.newest, self.rows(self.newest, self.ahead)
@@ -111,14 +123,28 @@ class Replay:
         Args:
             u, v: uniform on [0, 1): which environment, which of its transitions.
         """
-        env = (u * self.newest.shape[1]).long()
-        first_row, dropped, started = (x.gather(1, env) for x in (self.first_row, self.num_dropped, self.num_started))
-        number = dropped + (v * (started - dropped)).long()
-        slot = self.starts[first_row + number % self.num_slots]
+        first_row, slot = self.draw(u, v)
         window = self.window[first_row + slot]
         reward, discount, length = window[..., -3:].unbind(-1)
         obs, next_obs = self.obs(first_row, slot), self.obs(first_row, slot + length.long())
         return Batch(obs, window[..., : self.num_factors].long(), reward, discount, next_obs)
+
+    def masks(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Masks | None:
+        """The masks of the batch that `sample` makes of the same draws; None where none are kept."""
+        if self.kept_masks is None:
+            return None
+        first_row, slot = self.draw(u, v)
+        next_slot = (slot + self.window[first_row + slot][..., -1].long()) % self.num_slots
+        return Masks(self.kept_masks[first_row + slot], self.kept_masks[first_row + next_slot])
+
+    def draw(
+        self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]
+    ) -> tuple[Int[Tensor, "P B"], Int[Tensor, "P B"]]:
+        """The first row of an environment, and the slot in which one of its transitions starts."""
+        env = (u * self.newest.shape[1]).long()
+        first_row, dropped, started = (x.gather(1, env) for x in (self.first_row, self.num_dropped, self.num_started))
+        number = dropped + (v * (started - dropped)).long()
+        return first_row, self.starts[first_row + number % self.num_slots]
 
     def obs(self, first_row: Int[Tensor, "P B"], slot: Int[Tensor, "P B"]) -> Float[Tensor, "P B D"]:
         """The observations whose newest frames lie in these slots."""

@@ -23,12 +23,14 @@ SETTINGS = [
 KINDS = [
     ["env.id=CartPole-v1", "env.vectorization_mode=sync"],
     ["env.id=Tensor/CartPole-v1", "critic.structure=joint", "hidden_sizes=[4]", "n_step=1"],
+    ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}"],  # gives masks
 ]
 
 
 def make_loop(device: str, *overrides: str) -> TrainingLoop:
     config = load_config(None, [*SETTINGS, *overrides])
-    env = envs.make(config.env.id, 4, vectorization_mode=config.env.vectorization_mode, device=device)
+    settings = {"kwargs": config.env.kwargs, "vectorization_mode": config.env.vectorization_mode}
+    env = envs.make(config.env.id, 4, device=device, **settings)
     return TrainingLoop(config, env, torch.device(device), env_seed=1, learner_seed=2)
 
 
@@ -41,7 +43,8 @@ def run(*loops: TrainingLoop) -> None:
 
 def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
     learner = loop.learner
-    return {
+    masks = {"masks": learner.replay.kept_masks, "mask": loop.mask} if loop.mask is not None else {}
+    return masks | {
         "actor": learner.actor.mlp.flat,
         "critics": learner.critics.mlp.flat,
         "targets": learner.target_critics.mlp.flat,

@@ -28,7 +28,7 @@ def test_compiled_loops_do_what_the_plain_loop_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "CartPole-v1"])
+@pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "CartPole-v1", "Taxi-v4"])
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
 def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(env_id: str, structure: str) -> None:
     plain, captured = (make_loop("cuda", f"env.id={env_id}", f"critic.structure={structure}") for _ in range(2))

@@ -41,7 +41,8 @@ def run_episodes(policy: Policy, env: VectorEnvironment, num_episodes: int, seed
     total, length = np.zeros((num_members, num_envs)), np.zeros((num_members, num_envs), dtype=np.int64)
     finished = np.zeros((num_members, num_envs), dtype=np.int64)
     while (finished < quota).any():
-        action = policy.choose(obs.unflatten(0, (num_members, num_envs)), sampled=sampled)
+        mask = None if env.masks is None else env.masks.obs.unflatten(0, (num_members, num_envs))
+        action = policy.choose(obs.unflatten(0, (num_members, num_envs)), sampled=sampled, mask=mask)
         step = env.step(action.flatten(0, 1))
         obs = step.obs
         reward, done, valid = (

@@ -39,8 +39,9 @@ def record(policy: Policy, env: VectorEnvironment, folder: Path, seed: int, *, s
     writer.send(None)
     for _ in range(MAX_EPISODE_STEPS):
         writer.send(np.ascontiguousarray(frame))
+        mask = None if env.masks is None else env.masks.obs.unsqueeze(0)
         with torch.inference_mode():
-            step = env.step(policy.choose(obs.unsqueeze(0), sampled=sampled)[0])
+            step = env.step(policy.choose(obs.unsqueeze(0), sampled=sampled, mask=mask)[0])
         if bool((step.terminated | step.truncated).all()):
             break
         obs, frame = step.obs, np.asarray(env.render()[0])

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int, Shaped
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
@@ -16,7 +16,7 @@ from agent.normalizer import ObservationNormalizer
 from agent.reinforce import Reinforce
 from agent.training.acceleration import CudaGraphs, compiled, pays_to_compile
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
-from envs import Step, TensorEnv, VectorEnvironment
+from envs import ACTION_MASK_KEY, Masks, Step, TensorEnv, VectorEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ class TrainingLoop:
         binary = torch.from_numpy(env.observations.binary)
         self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=config.normalize_obs, device=device)
         self.generator = Generator(device).manual_seed(learner_seed)
+        first_obs = env.reset(env_seed)  # first, as it tells whether the environment gives masks
+        require_masks_asked_for(config, env)
         self.learner = ALGORITHMS[config.algorithm](
             config,
             env.observations.size,
@@ -50,16 +52,20 @@ class TrainingLoop:
             device,
             self.generator,
             obs_dtype=torch.uint8 if env.observations.are_bytes else torch.float32,
+            has_masks=env.masks is not None,
         )
         self.episodes = EpisodeStatistics(self.num_members, self.num_envs, device)
         self.metrics = MetricMeans(self.learner.metric_names, self.num_members, device)
         self.env_steps = torch.zeros((), dtype=torch.int64, device=device)
         self.num_updates = 0
 
-        self.obs = env.reset(env_seed).unflatten(0, (self.num_members, self.num_envs)).clone()
+        self.obs = self.by_member(first_obs).clone()
+        self.mask: Bool[Tensor, "P E K N"] | None = None
+        if env.masks is not None:
+            self.mask = self.by_member(env.masks.obs).clone()
         self.normalizer.update(self.obs, torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device))
         self.action: Int[Tensor, "P E K"] = self.learner.explore(
-            self.obs, self.learner.draw_exploration(), uniform=self.learner.is_warming_up(0)
+            self.obs, self.learner.draw_exploration(), uniform=self.learner.is_warming_up(0), mask=self.mask
         )
         self.steady_updates = math.ceil(config.updates_per_step * self.num_envs)  # of most iterations that learn
         self.take_steady_turn: Callable[..., None] = self.take_turn
@@ -107,17 +113,17 @@ class TrainingLoop:
         draw = self.learner.draw_exploration()
         step = self.env.step(self.action.flatten(0, 1))
         if uniform or num_updates != self.steady_updates:
-            self.take_turn(draws, step, draw, uniform)
+            self.take_turn(draws, step, self.env.masks, draw, uniform)
         else:
-            self.take_steady_turn(draws, step, draw, uniform)
+            self.take_steady_turn(draws, step, self.env.masks, draw, uniform)
 
-    def take_turn(self, update_draws: list[Any], step: Step, draw: Any, uniform: bool) -> None:
+    def take_turn(self, update_draws: list[Any], step: Step, masks: Masks | None, draw: Any, uniform: bool) -> None:
         """Everything of an iteration but random draws and environments.
 
         No update reads what this call writes: compiled, no buffer need be copied.
         """
         self.learn(update_draws)
-        self.take_in(step, draw, uniform)
+        self.take_in(step, masks, draw, uniform)
 
     def compile_and_take_turn(self, *args: Any) -> None:
         """The first steady turn. Where compilation fails and nobody asked for it, the run goes on without."""
@@ -138,19 +144,33 @@ class TrainingLoop:
         self.learn([self.learner.draw_update() for _ in range(num_updates)])
 
     def draw_and_take_in(self, uniform: bool) -> None:
-        self.take_in(self.step, self.learner.draw_exploration(), uniform)
+        self.take_in(self.step, self.env.masks, self.learner.draw_exploration(), uniform)
 
     def learn(self, update_draws: list[Any]) -> None:
         progress = self.env_steps / self.config.total_env_steps
         for draw in update_draws:
             self.metrics.add(self.learner.learn(progress, draw))
 
-    def take_in(self, step: Step, draw: Any, uniform: bool) -> None:
+    def take_in(self, step: Step, masks: Masks | None, draw: Any, uniform: bool) -> None:
         """Takes in one step of every environment and chooses the next actions."""
-        step = Step(*(x.unflatten(0, (self.num_members, self.num_envs)) for x in step))
-        self.learner.observe(self.obs, self.action, step)
+        step = Step(*(self.by_member(x) for x in step))
+        if self.mask is None or masks is None:
+            self.learner.observe(self.obs, self.action, step)
+        else:
+            self.learner.observe(self.obs, self.action, step, Masks(self.mask, self.by_member(masks.next_obs)))
+            self.mask.copy_(self.by_member(masks.obs))
         self.normalizer.update(step.obs, step.valid)
         self.episodes.update(step)
         self.obs.copy_(step.obs)
         self.env_steps.add_(self.num_envs)
-        self.action.copy_(self.learner.explore(self.obs, draw, uniform=uniform))
+        self.action.copy_(self.learner.explore(self.obs, draw, uniform=uniform, mask=self.mask))
+
+    def by_member(self, x: Shaped[Tensor, " PE *rest"]) -> Shaped[Tensor, "P E *rest"]:
+        return x.unflatten(0, (self.num_members, self.num_envs))
+
+
+def require_masks_asked_for(config: Config, env: VectorEnvironment) -> None:
+    """ConfigError where masks are looked for under a key of the user's and there are none."""
+    key = config.env.action_mask_key
+    if env.masks is None and key not in (None, ACTION_MASK_KEY):
+        raise ConfigError(f"env.action_mask_key: got '{key}', but {env.spec_id} gives no info['{key}'] at its reset")

@@ -188,6 +188,7 @@ def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvir
         action_bins=env.action_bins,
         vectorization_mode=env.vectorization_mode,
         device=device,
+        action_mask_key=env.action_mask_key,
     )
 
 

@@ -1,0 +1,486 @@
+"""Legal choices in the learner, the replay and the policy: none that is barred is taken or counts."""
+
+import contextlib
+import itertools
+import json
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from masked_env import ACTION_SPACE, ALL, MaskedEnv, padded_mask
+from scripted_env import SCRIPTS
+from test_gumbel_actor_critic import PROGRESS, make_agent, make_batch, q_values
+from test_masks import Turnstile
+from test_policy import OBS, make_policy
+from torch import Generator, Tensor
+
+import envs
+import evaluate
+import train
+from agent import Policy, PolicyError
+from agent.action_space import ActionSpace
+from agent.analysis.evaluation import evaluate_members, num_parallel_envs
+from agent.analysis.video import record
+from agent.config import ConfigError
+from agent.config_loader import load_config
+from agent.estimators import ESTIMATORS
+from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.networks import Actor
+from agent.policy import MemberInfo, describe_policy
+from agent.reinforce import Reinforce
+from agent.replay import Replay
+from agent.training.loop import TrainingLoop
+from envs import GymnasiumAdapter, Masks, Step, TensorEnv, VectorEnvironment
+
+ALGORITHMS = ["gumbel_actor_critic", "reinforce"]
+SMALL = [
+    "hidden_sizes=[16]",
+    "batch_size=16",
+    "updates_per_step=0.05",
+    "reinforce.rollout_steps=32",
+    "reinforce.max_episode_steps=50",
+    "compile=false",
+]
+
+
+def scripted(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> GymnasiumAdapter:
+    """Environments that refuse actions which their masks bar."""
+    scripts = list(itertools.islice(itertools.cycle(SCRIPTS), num_envs))
+    return GymnasiumAdapter(SyncVectorEnv([partial(MaskedEnv, script) for script in scripts], autoreset_mode=mode))
+
+
+def make_loop(env: VectorEnvironment, *overrides: str) -> TrainingLoop:
+    config = load_config(None, ["env.id=Test-v0", *SMALL, *overrides])
+    return TrainingLoop(config, env, torch.device("cpu"), env_seed=1, learner_seed=2)
+
+
+def masks_of(obs: Tensor) -> Tensor:
+    return torch.tensor([[padded_mask(*o) for o in member] for member in obs.tolist()])
+
+
+def random_mask(num_choices: tuple[int, ...], shape: tuple[int, ...], generator: Generator) -> Tensor:
+    """Each choice legal with probability one half, and one for sure."""
+    width = max(num_choices)
+    padding = torch.arange(width) >= torch.tensor(num_choices).unsqueeze(-1)
+    score = torch.rand((*shape, len(num_choices), width), generator=generator).masked_fill(padding, -1.0)
+    return (score > 0.5) | (score == score.amax(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("n_step", [1, 3])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_step: int, generator: Generator) -> None:
+    """Two members; the ring wraps many times."""
+    settings = ["env.num_envs=3", "seeds=2", f"n_step={n_step}", "replay_capacity=60", "learning_starts=1000"]
+    loop = make_loop(scripted(6, mode), *settings)
+    num_terminal = num_others = 0
+    for iteration in range(120):
+        loop.iterate(3 * iteration)
+        if iteration % 10 != 9:
+            continue
+        u, v = torch.rand((2, 2, 50), dtype=torch.float64, generator=generator)
+        batch, masks = loop.learner.replay.sample(u, v), loop.learner.replay.masks(u, v)
+        assert torch.equal(masks.obs, masks_of(batch.obs))
+        terminal = batch.discount == 0
+        expected = torch.where(terminal[..., None, None], torch.tensor(ALL), masks_of(batch.next_obs))
+        assert torch.equal(masks.next_obs, expected)
+        num_terminal, num_others = num_terminal + int(terminal.sum()), num_others + int((~terminal).sum())
+    assert min(num_terminal, num_others) > 200
+
+
+def test_replay_of_stacked_frames_keeps_one_mask_for_each_observation(generator: Generator) -> None:
+    replay = Replay(1, 1, 30, 2 * 3, 2, n_step=2, gamma=torch.tensor([0.5]), frame_stack=3, mask_shape=(2, 3))
+
+    def stack(episode: int, t: int) -> Tensor:
+        return torch.tensor([[[x for s in (t - 2, t - 1, t) for x in (episode, max(s, 0))]]], dtype=torch.float32)
+
+    for episode in range(1, 30):
+        for t in range(length := 1 + episode % 5):
+            obs, next_obs = stack(episode, t), stack(episode, t + 1)
+            masks = Masks(masks_of(obs[..., -2:]), masks_of(next_obs[..., -2:]))
+            ends, no = torch.tensor([[t == length - 1]]), torch.tensor([[False]])
+            action = torch.zeros(1, 1, 2, dtype=torch.int64)
+            replay.add(obs, action, torch.ones(1, 1), no, ends, next_obs, ~no, masks)
+        u, v = torch.rand((2, 1, 40), dtype=torch.float64, generator=generator)
+        batch, masks = replay.sample(u, v), replay.masks(u, v)
+        assert torch.equal(masks.obs, masks_of(batch.obs[..., -2:]))
+        assert torch.equal(masks.next_obs, masks_of(batch.next_obs[..., -2:]))
+
+
+def test_replay_memory_grows_by_a_byte_for_each_choice_with_masks_alone() -> None:
+    gamma = torch.tensor([0.99])
+    assert Replay(1, 1, 100, 4, 2, 1, gamma).kept_masks is None
+    assert Replay(1, 1, 100, 4, 2, 1, gamma, mask_shape=(2, 3)).kept_masks.nbytes == 100 * 2 * 3
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize(
+    ("mode", "num_members"), [(AutoresetMode.NEXT_STEP, 2), (AutoresetMode.SAME_STEP, 1), (AutoresetMode.DISABLED, 2)]
+)
+def test_no_barred_choice_is_taken_in_training_or_evaluation(
+    algorithm: str, num_members: int, mode: AutoresetMode
+) -> None:
+    """A barred choice is an error of the environment. A quarter of a member's 2000 steps is warm-up."""
+    num_envs = 4
+    settings = [f"algorithm={algorithm}", f"seeds={num_members}", f"env.num_envs={num_envs}", "learning_starts=500"]
+    loop = make_loop(scripted(num_members * num_envs, mode), *settings)
+    for iteration in range(500):
+        loop.iterate(num_envs * iteration)
+    assert loop.num_updates > 10
+    evaluate_for(loop, scripted(num_parallel_envs(num_members, 40), mode))
+
+
+def evaluate_for(loop: TrainingLoop, env: VectorEnvironment) -> None:
+    """Greedy and sampled evaluation of what the loop has trained."""
+    infos = [MemberInfo(member=i, seed=i, settings={}, env_steps=0, eval_return=None) for i in range(loop.num_members)]
+    policy = Policy(describe_policy(loop.config, loop.env, infos))
+    policy.copy_from(loop.learner.evaluated_actor, loop.normalizer)
+    evaluate_members(policy, env, 40, 0, ["greedy", "sampled"])
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_learner_without_masks_takes_barred_choices(algorithm: str) -> None:
+    """Negative control of the environment above."""
+    env = scripted(4)
+    env._info_masks = None
+    with pytest.raises(RuntimeError, match="is barred by"):
+        loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=4")
+        for iteration in range(20):
+            loop.iterate(4 * iteration)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_no_barred_choice_is_taken_in_tensor_environments(algorithm: str) -> None:
+    """The second number of an observation counts those that were; with padding."""
+    loop = make_loop(TensorEnv(Turnstile(4), 4), f"algorithm={algorithm}", "env.num_envs=2", "seeds=2")
+    for iteration in range(300):
+        loop.iterate(2 * iteration)
+        assert (loop.obs[..., 1] == 0).all()
+    evaluate_for(loop, TensorEnv(Turnstile(20), 4))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_taxi_is_driven_by_legal_actions_alone(algorithm: str, mode: str) -> None:
+    env = envs.make("Taxi-v4", 4, vectorization_mode=mode, kwargs={"max_episode_steps": 30})
+    with contextlib.closing(env):
+        loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=2", "seeds=2", "learning_starts=100")
+        for iteration in range(150):
+            assert loop.mask.gather(-1, loop.action.unsqueeze(-1)).all()
+            loop.iterate(2 * iteration)
+
+
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure: str, generator: Generator) -> None:
+    """By enumeration; where it is sampled, within five standard errors (false alarm < 1e-6)."""
+    agent = make_agent(f"critic.structure={structure}", "critic.reduce=mean", num_choices=(3, 2))
+    with torch.no_grad():
+        agent.actor.mlp.flat.mul_(50)
+    num_draws = 20_000 if structure == "joint" else 1
+    obs = torch.randn(1, 1, 4, generator=generator)
+    mask = torch.tensor([[True, False, True], [True, True, False]]).view(1, 1, 2, 3)
+    pi = agent.actor(obs)[0, 0].exp() * mask[0, 0]  # padding is 0 already
+    pi = pi / pi.sum(-1, keepdim=True)
+    values, expected = [], 0.0
+    for first, second in ((0, 0), (0, 1), (2, 0), (2, 1)):
+        action = agent.actions.one_hot(torch.tensor([[[first, second]]]))
+        q = agent.target_critics.evaluate(agent.target_critics.encode(obs), action).q.mean().item()
+        values.append(q)
+        expected += float(pi[0, first] * pi[1, second]) * q
+    noise = agent.noise_of(torch.rand((1, num_draws, 2 + agent.num_samples * 6), generator=generator).double())
+    rows = obs.expand(1, num_draws, 4), mask.expand(1, num_draws, 2, 3)
+    value = agent.next_value(rows[0], torch.ones(1), noise, rows[1])
+    tolerance = 5 * max(np.ptp(values) / 2, 1e-9) / math.sqrt(num_draws) if structure == "joint" else 1e-6
+    assert abs(value.mean().item() - expected) < tolerance
+
+
+def test_entropy_in_the_target_is_over_legal_choices(generator: Generator) -> None:
+    plain, soft = make_agent(), make_agent("critic.entropy_in_target=true")
+    obs, mask = torch.randn(1, 8, 4, generator=generator), torch.tensor([[True, False, True]]).expand(1, 8, 1, 3)
+    noise = plain.noise_of(plain.draw_update())
+    difference = soft.next_value(obs, torch.ones(1), noise, mask) - plain.next_value(obs, torch.ones(1), noise, mask)
+    torch.testing.assert_close(difference, torch.full((1, 8), math.log(2)), rtol=1e-2, atol=0)  # nearly uniform
+
+
+@pytest.mark.parametrize("tau", [0.01, 1.0])
+@pytest.mark.parametrize("structure", ["per_action", "joint"])
+@pytest.mark.parametrize("estimator", list(ESTIMATORS))
+def test_gradient_is_zero_at_barred_and_padding_choices(
+    estimator: str, structure: str, tau: float, generator: Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if ESTIMATORS[estimator].needs_linear_critic and structure == "joint":
+        pytest.skip("this estimator needs a linear critic")
+    num_choices, settings = (4, 2, 3), [f"estimator.name={estimator}", f"critic.structure={structure}"]
+    agent = make_agent(*settings, f"tau.start={tau}", f"tau.end={tau}", "alpha.start=0.1", num_choices=num_choices)
+    with torch.no_grad():
+        agent.actor.mlp.flat.mul_(20)
+    mask, next_mask = (random_mask(num_choices, (1, 64), generator) for _ in range(2))
+    agent.generator = Generator().manual_seed(0)
+    agent.config = agent.config.model_copy(update={"batch_size": 64})
+    seen = []
+    backward = agent.actor.parameter_gradient
+    monkeypatch.setattr(
+        agent.actor, "parameter_gradient", lambda saved, g: seen.append(g.clone()) or backward(saved, g)
+    )
+    noise = agent.noise_of(agent.draw_update())
+    metrics = agent.update(make_batch(agent, generator, 64), PROGRESS, noise, Masks(mask, next_mask))
+    (gradient,) = seen
+    assert gradient.isfinite().all() and (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
+    assert all(value.isfinite().all() for value in metrics.values())
+    assert agent.actor.mlp.flat.isfinite().all() and agent.critics.mlp.flat.isfinite().all()
+
+
+def test_entropy_is_over_legal_choices(generator: Generator) -> None:
+    agent = make_agent(num_choices=(4, 2))
+    mask = random_mask((4, 2), (1, 8), generator)
+    logits = agent.actor(batch_obs := torch.randn(1, 8, 4, generator=generator))
+    expected = 0.0
+    for row, legal in zip(logits[0], mask[0], strict=True):
+        for k in range(2):
+            pi = row[k][legal[k]].softmax(-1)
+            expected += float(-(pi * pi.log()).sum()) / 8
+    batch = make_batch(agent, generator)._replace(obs=batch_obs)
+    metrics = agent.update(batch, PROGRESS, agent.noise_of(agent.draw_update()), Masks(mask, mask))
+    assert metrics["actor/entropy"].item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_target_entropy_is_a_fraction_of_what_the_legal_choices_allow(generator: Generator) -> None:
+    """Two members, all of eight choices legal or two: both nearly uniform, above nine tenths of their own largest."""
+    agent = make_masked_agent("seeds=2", "target_entropy.schedule=constant", "target_entropy.start=0.9")
+    mask = torch.ones(2, 8, 1, 8, dtype=torch.bool)
+    mask[1, ..., 2:] = False
+    before = agent.log_alpha.clone()
+    noise = agent.noise_of(agent.draw_update())
+    metrics = agent.update(make_batch(agent, generator), PROGRESS, noise, Masks(mask, mask))
+    torch.testing.assert_close(metrics["actor/entropy"], torch.tensor([math.log(8), math.log(2)]), rtol=1e-2, atol=0)
+    assert (agent.log_alpha < before).all()
+
+
+def test_target_entropy_lies_above_a_policy_that_favours_one_of_two_legal_choices(generator: Generator) -> None:
+    agent = make_masked_agent("target_entropy.schedule=constant", "target_entropy.start=0.9")
+    parameters = agent.actor.mlp.parameters
+    with torch.no_grad():
+        parameters[f"bias{agent.actor.mlp.num_layers - 1}"][..., 1] = 2.0
+    mask = (torch.arange(8) < 2).expand(1, 8, 1, 8)
+    before = agent.log_alpha.clone()
+    agent.update(make_batch(agent, generator), PROGRESS, agent.noise_of(agent.draw_update()), Masks(mask, mask))
+    assert (agent.log_alpha > before).all()
+
+
+def make_masked_agent(*overrides: str) -> GumbelActorCritic:
+    agent = make_agent(*overrides)
+    return GumbelActorCritic(
+        agent.config, 4, ActionSpace((8,)), agent.normalizer, generator=Generator().manual_seed(3), has_masks=True
+    )
+
+
+def test_first_actions_are_uniform_over_legal_choices() -> None:
+    """Within five standard errors (false alarm < 1e-6)."""
+    agent = make_agent("noise_persistence=0", num_choices=(4, 2))
+    mask = torch.tensor([[True, False, True, True], [False, True, False, False]]).view(1, 1, 2, 4)
+    draws = [agent.draw_exploration() for _ in range(3000)]
+    actions = torch.stack([agent.explore(torch.zeros(1, 1, 4), d, uniform=True, mask=mask)[0, 0] for d in draws])
+    frequency = actions[:, 0].bincount(minlength=4) / 3000
+    assert frequency[1] == 0 and (actions[:, 1] == 1).all()
+    assert ((frequency[[0, 2, 3]] - 1 / 3).abs() < 5 * (1 / 3 / 3000) ** 0.5).all()
+
+
+def test_reinforce_gradient_is_zero_at_barred_choices(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two members, whose episodes end at different steps; each row has the mask of its own observation."""
+    config = load_config(None, ["env.id=Test-v0", "algorithm=reinforce", *SMALL, "env.num_envs=3", "seeds=2"])
+    normalizer = make_agent("seeds=2", obs_size=2).normalizer
+    learner = Reinforce(config, 2, ActionSpace((3, 2)), normalizer, generator=generator, has_masks=True)
+    for t in range(6):
+        obs = torch.stack([torch.arange(6.0).view(2, 3), torch.full((2, 3), float(t))], -1)
+        masks = masks_of(obs)
+        ends, no = torch.rand((2, 3), generator=generator) < 0.5, torch.zeros(2, 3, dtype=torch.bool)
+        action = learner.explore(obs, learner.draw_exploration(), uniform=False, mask=masks)
+        reward = torch.randn((2, 3), generator=generator)
+        learner.observe(obs, action, Step(obs, reward, ends, no, obs, ~no), Masks(masks, masks))
+    seen, gathered, backward, gather = [], [], learner.actor.parameter_gradient, learner.gather
+    monkeypatch.setattr(
+        learner.actor, "parameter_gradient", lambda saved, g: seen.append(g.clone()) or backward(saved, g)
+    )
+    monkeypatch.setattr(learner, "gather", lambda *args: gathered.append(gather(*args)) or gathered[0])
+    learner.update(torch.tensor(0.0))
+    (gradient,), ((obs, _, mask, _, _),) = seen, gathered
+    assert torch.equal(mask, masks_of(obs))
+    assert gradient.isfinite().all() and (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
+
+
+def learn_barred_choice(*overrides: str) -> TrainingLoop:
+    settings = [
+        "hidden_sizes=[32]",
+        "batch_size=32",
+        "learning_starts=50",
+        "gamma=0.8",
+        "n_step=1",
+        "normalize_obs=false",
+    ]
+    loop = make_loop(
+        envs.make("Probe/BarredChoice-v0", 2),
+        *settings,
+        "updates_per_step=0.5",
+        "env.num_envs=2",
+        "total_env_steps=1000",
+        *overrides,
+    )
+    for iteration in range(500):
+        loop.iterate(2 * iteration)
+    return loop
+
+
+def greedy(actor: Actor, obs: float, mask: list[bool]) -> int:
+    return int(actor(torch.tensor([[[obs]]]), torch.tensor(mask).view(1, 1, 1, 3)).argmax())
+
+
+@pytest.mark.parametrize("settings", [[], ["critic.structure=joint"]], ids=str)
+def test_probe_whose_best_choice_is_barred_half_of_the_time_has_its_known_value(settings: list[str]) -> None:
+    loop = learn_barred_choice(*settings)
+    expected = torch.tensor([[0.4, 0.4, 0.4], [-1.0, 0.0, 1.0]])
+    torch.testing.assert_close(q_values(loop.learner, [0.0, 1.0]), expected, rtol=0.08, atol=0.15)
+    actor = loop.learner.evaluated_actor
+    assert (greedy(actor, 1.0, [True, True, True]), greedy(actor, 1.0, [True, True, False])) == (2, 1)
+
+
+def test_barred_choices_in_the_target_give_the_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Negative control of the probe: the value of the first observation is then that of the best, barred or not."""
+    honest = Replay.masks
+    monkeypatch.setattr(
+        Replay, "masks", lambda replay, u, v: (m := honest(replay, u, v))._replace(next_obs=torch.ones_like(m.obs))
+    )
+    loop = learn_barred_choice()
+    assert (q_values(loop.learner, [0.0]) > 0.6).all()
+
+
+def test_reinforce_learns_the_best_of_the_legal_choices() -> None:
+    loop = learn_barred_choice("algorithm=reinforce")
+    actor = loop.learner.evaluated_actor
+    assert (greedy(actor, 1.0, [True, True, True]), greedy(actor, 1.0, [True, True, False])) == (2, 1)
+
+
+def test_key_under_which_there_is_no_mask_is_refused() -> None:
+    env = envs.make("Taxi-v4", 1, action_mask_key="legal")
+    with pytest.raises(ConfigError, match=r"env.action_mask_key: got 'legal', but Taxi-v4 gives no info\['legal'\]"):
+        make_loop(env, "env.action_mask_key=legal")
+
+
+MASKED_SPACES = [
+    (spaces.Discrete(4), np.array([0, 0, 1, 0], np.int8), 2),
+    (spaces.Discrete(3, start=5), np.array([False, True, False]), 6),
+    (spaces.MultiDiscrete([2, 3]), np.array([0, 1, 1, 0, 0], np.int8), [1, 0]),
+    (spaces.MultiDiscrete([2, 3]), (np.array([0, 1], np.int8), np.array([0, 0, 1], np.int8)), [1, 2]),
+    (spaces.MultiBinary(2), np.array([[0, 1], [1, 0]], np.int8), [1, 0]),
+]
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize(("space", "mask", "action"), MASKED_SPACES, ids=[str(s) for s, _, _ in MASKED_SPACES])
+def test_policy_takes_the_only_legal_action_alone_and_batched(
+    space: gymnasium.Space, mask: object, action: object, sampled: bool
+) -> None:
+    policy = make_policy(OBS, space)
+    obs = np.random.default_rng(0).uniform(-1, 1, (5, 3)).astype(np.float32)
+    assert np.array_equal(policy.act(obs[0], sampled=sampled, action_mask=mask), action)
+    assert np.array_equal(policy.act(obs, sampled=sampled, action_mask=[mask] * 5), [action] * 5)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (None, r"trained with masks of legal choices and needs info\['legal'\]"),
+        (np.ones(3, np.int8), r"got an action mask of shape \[3\]; expected \[4\]"),
+        (np.zeros(4, np.int8), "action mask 0 leaves action factor 0 no legal choice"),
+    ],
+)
+def test_policy_that_needs_a_mask_says_so(mask: np.ndarray | None, message: str) -> None:
+    policy = make_policy(OBS, spaces.Discrete(4))
+    policy.info = policy.info.model_copy(update={"action_mask_key": "legal"})
+    with pytest.raises(PolicyError, match=message):
+        policy.act(np.zeros(3, np.float32), action_mask=mask)
+
+
+def test_policy_wants_a_mask_for_each_observation() -> None:
+    with pytest.raises(PolicyError, match="got 2 action masks for 5 observations"):
+        make_policy(OBS, spaces.Discrete(4)).act(np.zeros((5, 3), np.float32), action_mask=np.ones((2, 4), np.int8))
+
+
+@pytest.fixture(scope="module")
+def taxi_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("masks") / "run"
+    settings = [
+        "env.id=Taxi-v4",
+        "total_env_steps=150",
+        "learning_starts=100",
+        "hidden_sizes=[8]",
+        "wandb.mode=disabled",
+    ]
+    evaluations = ["evaluation.every_env_steps=150", "evaluation.episodes=1", "evaluation.final_episodes=1"]
+    assert train.main([*settings, *evaluations, f"run_dir={folder}"]) == 0
+    return folder
+
+
+def test_saved_policy_records_that_it_needs_a_mask(taxi_run: Path) -> None:
+    assert Policy.load(taxi_run).info.action_mask_key == "action_mask"
+
+
+def test_saved_policy_is_evaluated_with_masks(taxi_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(taxi_run), "--episodes", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["env_id"] == "Taxi-v4"
+
+
+@pytest.fixture
+def unmasked_taxi() -> Iterator[str]:
+    class Unmasked(gymnasium.Wrapper):
+        def reset(self, **kwargs: object) -> tuple:
+            return self.env.reset(**kwargs)[0], {}
+
+        def step(self, action: object) -> tuple:
+            return *self.env.step(action)[:4], {}
+
+    gymnasium.register("Test/Unmasked-v0", lambda **kwargs: Unmasked(gymnasium.make("Taxi-v4")))
+    yield "Test/Unmasked-v0"
+    del gymnasium.registry["Test/Unmasked-v0"]
+
+
+def test_environment_without_the_mask_that_a_policy_needs_is_refused(
+    taxi_run: Path, unmasked_taxi: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate.main([str(taxi_run), "--env", unmasked_taxi]) == 2
+    assert "needs info['action_mask'] of every observation" in capsys.readouterr().err
+
+
+def test_policy_saved_before_masks_were_known_needs_none(taxi_run: Path, tmp_path: Path) -> None:
+    Policy.load(taxi_run).save(tmp_path)
+    info = json.loads((tmp_path / "policy.json").read_text())
+    del info["action_mask_key"]
+    (tmp_path / "policy.json").write_text(json.dumps(info))
+    assert Policy.load(tmp_path).act(0) in range(6)
+
+
+def test_video_shows_legal_actions(taxi_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    pytest.importorskip("pygame")
+    policy, env = (
+        Policy.load(taxi_run),
+        envs.make("Taxi-v4", 1, render_mode="rgb_array", kwargs={"max_episode_steps": 8}),
+    )
+    barred, step = [], env.step
+    monkeypatch.setattr(
+        env, "step", lambda action: barred.append(not env.masks.obs[0, 0, action[0, 0]]) or step(action)
+    )
+    with contextlib.closing(env):
+        assert record(policy, env, tmp_path, 0, sampled=True).stat().st_size > 0
+    assert len(barred) == 8 and not any(barred)
+
+
+def test_action_space_of_the_scripted_environment_is_ragged() -> None:
+    """So that the tests above have padding and masks together."""
+    assert ActionSpace(ACTION_SPACE.nvec.tolist()).is_ragged
