@@ -63,11 +63,7 @@ def evaluate(options: argparse.Namespace) -> None:
     policy = Policy.load(options.run, member=options.member, weights=options.weights)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
-    settings: dict[str, Any] = {
-        "kwargs": policy.info.env_kwargs,
-        "action_bins": policy.info.action_bins,
-        "action_mask_key": policy.info.action_mask_key,
-    }
+    settings = env_settings(policy)
     num_envs = num_parallel_envs(policy.num_members, options.episodes)
     with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
         policy.check_fits(env)
@@ -87,6 +83,15 @@ def evaluate(options: argparse.Namespace) -> None:
             console.print(f"video: {video}")
 
 
+def env_settings(policy: Policy) -> dict[str, Any]:
+    """How to make the environment that a policy was trained in."""
+    return {
+        "kwargs": policy.info.env_kwargs,
+        "action_bins": policy.info.action_bins,
+        "action_mask_key": policy.info.action_mask_key,
+    }
+
+
 def report_gradients(options: argparse.Namespace) -> None:
     """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
     run = Path(options.run)
@@ -95,12 +100,11 @@ def report_gradients(options: argparse.Namespace) -> None:
     torch.set_num_threads(config.num_threads)
     critics = load_critics(run, config, policy)
     env_id = options.env or policy.trusted_env_id()
-    settings: dict[str, Any] = {"kwargs": policy.info.env_kwargs, "action_bins": policy.info.action_bins}
     num_envs = num_parallel_envs(policy.num_members, options.episodes)
-    with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
+    with contextlib.closing(envs.make(env_id, num_envs, **env_settings(policy))) as env:
         policy.check_fits(env)
-        obs = visited_states(policy, env, options.seed)
-    rows = gradient_report(policy, critics, config, obs, options.seed)
+        states = visited_states(policy, env, options.seed)
+    rows = gradient_report(policy, critics, config, states, options.seed)
     figure = run / "figures" / "gradients.png"
     figure.parent.mkdir(exist_ok=True)
     figures.gradient_quality(rows, figure, config.batch_size, env_id)

@@ -13,7 +13,7 @@ import evaluate
 import train
 from agent import Policy
 from agent.analysis import gradients
-from agent.analysis.gradients import gradient_report, load_critics, save_critics
+from agent.analysis.gradients import States, gradient_report, load_critics, save_critics
 from agent.config_loader import load_config
 from agent.critics import make_critics
 from agent.networks import member_generators
@@ -71,7 +71,7 @@ def test_report_of_a_joint_critic_leaves_exact_out_and_finds_unbiased_estimators
     generators = member_generators([1, 2], 5)
     critics = make_critics(config.critic, 4, policy.actor.actions, [8], generators, 2)
     obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
-    rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, obs, seed=0)}
+    rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, States(obs, None), seed=0)}
     assert "exact" not in rows
     assert rows["local_expectation"]["relative_bias"] < 1e-3  # one factor: the exact sum
 
@@ -101,3 +101,14 @@ def test_unusable_critics_are_explained(
     assert evaluate.main([str(copy), "--gradients"]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "critics.safetensors" in error.replace(" ", "") and message in error
+
+
+def test_illegal_choices_take_no_part(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Taxi-v3 has masks: with one legal choice in some states, others with six; the report runs and is finite."""
+    folder = tmp_path / "taxi"
+    taxi = ["env.id=Taxi-v3", *SHORT[1:], f"run_dir={folder}"]
+    assert train.main(taxi) == 0
+    capsys.readouterr()
+    assert evaluate.main([str(folder), "--gradients", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert all(abs(row["cosine"]) <= 1 for row in rows)

@@ -2,11 +2,11 @@
 
 import time
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
@@ -62,22 +62,35 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
     return critics
 
 
-def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> Float[Tensor, "P B D"]:
-    """States that the policy comes by when it draws its actions, B of each member, from all times of its episodes."""
+class States(NamedTuple):
+    """B states of each member, and the masks of their legal choices where the environment gives them."""
+
+    obs: Float[Tensor, "P B D"]
+    mask: Bool[Tensor, "P B K N"] | None
+
+
+def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> States:
+    """States that the policy comes by when it draws its actions, from all times of its episodes."""
     policy.generator.manual_seed(seed)
+    visited: list[States] = []
     obs = env.reset(seed).unflatten(0, (policy.num_members, -1))
-    visited = []
     for _ in range(NUM_STEPS):
-        visited.append(obs)
-        step = env.step(policy.choose(obs, sampled=True).flatten(0, 1))
+        mask = None if env.masks is None else env.masks.obs.unflatten(0, (policy.num_members, -1)).clone()
+        visited.append(States(obs, mask))
+        step = env.step(policy.choose(obs, sampled=True, mask=mask).flatten(0, 1))
         obs = step.obs.unflatten(0, (policy.num_members, -1))
-    states = torch.stack(visited, 2).flatten(1, 2)
-    chosen = np.random.default_rng(seed).choice(states.shape[1], NUM_STATES, replace=False)
-    return states[:, torch.from_numpy(chosen)]
+    num_visited = NUM_STEPS * obs.shape[1]
+    chosen = torch.from_numpy(np.random.default_rng(seed).choice(num_visited, NUM_STATES, replace=False))
+
+    def pick(of_each_step: list[Tensor]) -> Tensor:
+        return torch.stack(of_each_step, 2).flatten(1, 2)[:, chosen]
+
+    masks = [state.mask for state in visited if state.mask is not None]
+    return States(pick([state.obs for state in visited]), pick(masks) if masks else None)
 
 
 def gradient_report(
-    policy: Policy, critics: Critics, config: Config, obs: Float[Tensor, "P B D"], seed: int
+    policy: Policy, critics: Critics, config: Config, states: States, seed: int
 ) -> list[dict[str, Any]]:
     """One row per estimator and tau; bias, deviation and error are relative to the norm of the exact gradient.
 
@@ -86,9 +99,9 @@ def gradient_report(
     """
     generator = Generator().manual_seed(seed)
     reduce = reduction(config.critic, critics)
-    obs = policy.normalizer(obs)
-    repeated = obs.repeat(1, REPEATS, 1)
-    logits, q = policy.actor(repeated), ReducedQ(critics, critics.encode(repeated), reduce)
+    obs = policy.normalizer(states.obs)
+    at_states = policy.actor(obs, states.mask)
+    logits, q = at_states.repeat(1, REPEATS, 1, 1), ReducedQ(critics, critics.encode(obs.repeat(1, REPEATS, 1)), reduce)
     none = torch.ones(policy.num_members)
     truth = moments(unbiased_estimator(critics, reduce), q, logits, none, REPEATS, ROUNDS, generator)
     rows = []
@@ -105,7 +118,7 @@ def gradient_report(
                     "relative_std": together.relative_variance.sqrt().item(),
                     "cosine": together.cosine.item(),
                     "mse": {str(size): together.relative_mse(size).item() for size in BATCH_SIZES},
-                    "microseconds": cost(settings, tau or 1.0, policy, critics, reduce, obs, config.batch_size),
+                    "microseconds": cost(settings, tau or 1.0, critics, reduce, obs, at_states, config.batch_size),
                 }
             )
     return rows
@@ -142,21 +155,21 @@ def taus(settings: EstimatorConfig, depends_on_tau: bool) -> list[float | None]:
 def cost(
     settings: EstimatorConfig,
     tau: float,
-    policy: Policy,
     critics: Critics,
     reduce: str,
     obs: Float[Tensor, "P B D"],
+    logits: Float[Tensor, "P B K N"],
     batch_size: int,
 ) -> float:
     """Median of 20 timed estimates, in microseconds."""
     estimator = make_estimator(settings)
-    batch = obs.repeat(1, -(-batch_size // obs.shape[1]), 1)[:, :batch_size]
-    logits, q = policy.actor(batch), ReducedQ(critics, critics.encode(batch), reduce)
+    rows = torch.arange(batch_size) % obs.shape[1]
+    logits, q = logits[:, rows], ReducedQ(critics, critics.encode(obs[:, rows]), reduce)
     noise = gumbel_noise((estimator.num_samples, *logits.shape), Generator().manual_seed(0))
-    temperature = torch.full((policy.num_members, 1, 1, 1), tau)
+    temperature = torch.full((len(obs), 1, 1, 1), tau)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
         estimator.estimate(logits, temperature, noise, q)
         seconds.append(time.perf_counter() - start)
-    return 1e6 * float(np.median(seconds)) / policy.num_members
+    return 1e6 * float(np.median(seconds)) / len(obs)
