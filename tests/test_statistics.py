@@ -11,6 +11,7 @@ from agent.analysis.statistics import (
     iqm,
     on_common_grid,
     optimality_gap,
+    performance_profile,
     probability_of_improvement,
     steps_to_threshold,
     stratified_bootstrap,
@@ -98,3 +99,10 @@ def test_curves_meet_on_the_union_of_their_steps_as_far_as_all_reach() -> None:
 
 def test_optimality_gap_counts_only_what_is_missing() -> None:
     assert optimality_gap(np.array([0.5, 1.5]), 1.0) == 0.25
+
+
+def test_profile_is_the_share_of_seeds_above_each_score_in_a_band() -> None:
+    profile = performance_profile(np.array([1.0, 2.0, 2.0, 4.0]), np.array([0.0, 1.0, 2.0, 4.0]))
+    assert profile.share.tolist() == [1.0, 0.75, 0.25, 0.0]
+    assert (profile.low <= profile.share).all() and (profile.share <= profile.high).all()
+    assert (profile.low[0], profile.high[0]) == (1.0, 1.0) and profile.low[1] < 0.75 < profile.high[1]

@@ -21,12 +21,25 @@ class Interval(NamedTuple):
     low: float
     high: float
 
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
 
 class Curve(NamedTuple):
     """Returns of evaluations during training, after `env_steps` steps each."""
 
     env_steps: np.ndarray  # [evaluations], increasing
     returns: np.ndarray  # [evaluations], or [seeds, evaluations] on a common grid
+
+
+class Profile(NamedTuple):
+    """A performance profile; all [thresholds]."""
+
+    thresholds: np.ndarray
+    share: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def iqm(scores: np.ndarray, axis: int | None = None) -> np.ndarray | np.floating:
@@ -43,12 +56,12 @@ def iqm(scores: np.ndarray, axis: int | None = None) -> np.ndarray | np.floating
     return np.take(ordered, np.arange(cut, ordered.shape[along] - cut), along).mean(along)
 
 
-def optimality_gap(scores: np.ndarray, target: float) -> float:
+def optimality_gap(scores: np.ndarray, target: float, axis: int | None = None) -> np.ndarray | np.floating:
     """How far scores stay below a target, where surpassing it earns nothing.
 
     mean of max(target - x, 0)        Agarwal et al. 2021, sec. 4.3
     """
-    return float(np.maximum(target - np.asarray(scores), 0.0).mean())
+    return np.maximum(target - scores, 0.0).mean(axis)
 
 
 def stratified_bootstrap(
@@ -93,6 +106,22 @@ def percentile_interval(values: np.ndarray) -> Interval:
     tail = (1 - CONFIDENCE) / 2
     low, high = np.quantile(values, [tail, 1 - tail])
     return Interval(float(low), float(high))
+
+
+def performance_profile(scores: np.ndarray, thresholds: np.ndarray) -> Profile:
+    """Share of seeds that score above each threshold, in a band of pointwise 95 % intervals.
+
+        F(x) = mean of 1[score > x]        Agarwal et al. 2021, sec. 4.2
+
+    A step function that changes at scores only: with all scores among the thresholds nothing is left out.
+
+    Args:
+        scores: [seeds].
+        thresholds: [thresholds].
+    """
+    above = (scores[:, None] > thresholds).astype(float)
+    low, high = np.array([stratified_bootstrap(column, np.mean) for column in above.T]).T
+    return Profile(thresholds, above.mean(0), low, high)
 
 
 def probability_of_improvement(x: np.ndarray, y: np.ndarray) -> float:
