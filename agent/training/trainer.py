@@ -23,6 +23,7 @@ from agent.training.accumulators import Milestones
 from agent.training.console import Console
 from agent.training.loop import TrainingLoop
 from agent.training.tracking import Tracker
+from agent.versions import versions
 from envs import VectorEnvironment
 
 
@@ -52,6 +53,7 @@ class Trainer:
         self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
         self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
         (self.run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
+        self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
         self.console = stack.enter_context(Console(config))
         self.tracker = stack.enter_context(Tracker(self.run_dir, config))
 
@@ -153,6 +155,7 @@ class Trainer:
             "env_id": self.config.env.id,
             "env_steps": env_steps,
             "wall_seconds": wall_seconds,
+            "versions": self.versions,
             "members": members,
         }
         write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
