@@ -13,6 +13,8 @@ from pydantic.fields import FieldInfo
 
 from agent.config import Config, ConfigError, is_per_member, nearest, settings
 
+MISSING = object()
+
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Resolves defaults < file < overrides. Raises ConfigError with every fault at once."""
@@ -86,6 +88,18 @@ def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
     values[last] = value
 
 
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings by their dotted keys, the defaults where one is missing; unknown keys are passed over."""
+    found = {}
+    for key, field in settings():
+        value: Any = values
+        for part in key.split("."):
+            value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
+        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        found[key] = default if value is MISSING else value
+    return found
+
+
 def describe(fault: Any, locate: Callable[[str], str]) -> str:
     """One line: where, what was given, what is allowed."""
     key = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
@@ -103,7 +117,10 @@ def describe(fault: Any, locate: Callable[[str], str]) -> str:
         case "value_error":
             return f"{where}: {fault['ctx']['error']}"
     allowed = fault["msg"].removeprefix("Input should be ")
-    return f"{where}: {key}: got {fault['input']!r}, must be {allowed}"
+    hint = ""
+    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
+        hint = nearest(fault["input"], re.findall(r"'([^']*)'", allowed))
+    return f"{where}: {key}: got {fault['input']!r}, must be {allowed}{hint}"
 
 
 def source(key: str, path: str | Path | None, from_command_line: Mapping[str, Any]) -> str:
