@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from agent.config import Config
-from agent.config_loader import load_config
+from agent.config_loader import flat, load_config
 from agent.metrics import METRICS
-from agent.training.tracking import Tracker
+from agent.training.tracking import Tracker, log_comparison
 
 REPOSITORY = Path(__file__).parents[1]
 NAN, INF = float("nan"), float("inf")
@@ -233,6 +233,35 @@ def test_wandb_learns_once_how_the_run_ended(error: Any, exit_code: int, run_dir
     wandb.init.return_value.finish.assert_called_once_with(exit_code=exit_code)
 
 
+TABLES = {"results": [{"label": "a", "final_iqm": 1.0}, {"label": "b", "final_iqm": 2.0}]}
+
+
+def test_comparison_is_logged_as_tables_and_figures(run_dir: Path, wandb: MagicMock) -> None:
+    config = flat(make_config("wandb.mode=offline", "wandb.project=p", "wandb.name=of the run").model_dump())
+    log_comparison(run_dir, config, TABLES, [run_dir / "tau.png"])
+    told = wandb.init.call_args.kwargs
+    assert {key: told[key] for key in ("project", "group", "name", "job_type", "mode")} == {
+        "project": "p", "group": "CartPole-v1", "name": "my-run", "job_type": "comparison", "mode": "offline",
+    }  # fmt: skip
+    wandb.Table.assert_called_once_with(columns=["label", "final_iqm"], data=[["a", 1.0], ["b", 2.0]])
+    wandb.Image.assert_called_once_with(str(run_dir / "tau.png"))
+    assert [list(point) for point in points(wandb)] == [["comparison/results"], ["comparison/tau"]]
+    wandb.init.return_value.finish.assert_called_once_with()
+
+
+def test_comparison_needs_no_wandb(run_dir: Path, monkeypatch: Any, caplog: Any) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # makes the import fail
+    log_comparison(run_dir, flat(make_config("wandb.mode=disabled").model_dump()), TABLES, [])
+    assert not caplog.records
+
+
+def test_wandb_that_fails_costs_a_comparison_one_warning(run_dir: Path, wandb: MagicMock, caplog: Any) -> None:
+    wandb.init.return_value.log.side_effect = RuntimeError("no\nway")
+    log_comparison(run_dir, flat(make_config().model_dump()), TABLES, [])
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith("W&B has not got this comparison") and "\n" not in warning.getMessage()
+
+
 def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, caplog: Any, capfd: Any) -> None:
     wandb = pytest.importorskip("wandb")
     with Tracker(run_dir, make_config("seeds=2", "wandb.mode=offline")) as tracker:
@@ -282,7 +311,7 @@ def test_no_login_on_a_terminal_leads_to_no_prompt(mode: str, run_dir: Path) -> 
     pytest.importorskip("wandb")
     code = f"""
 from pathlib import Path
-from agent.config_loader import load_config
+from agent.config_loader import flat, load_config
 from agent.training.tracking import Tracker
 with Tracker(Path(), load_config(None, ["env.id=CartPole-v1", "wandb.mode={mode}"])) as tracker:
     tracker.write(1, [{{"critic/loss": 1.0}}])
@@ -318,3 +347,18 @@ def test_login_is_found_without_network(source: str, tmp_path: Path, monkeypatch
         with pytest.raises(BlockingIOError):  # nobody has called
             server.accept()
     assert (done.stdout.strip(), done.stderr) == ("offline" if source == "nowhere" else "online", "")
+
+
+def test_offline_comparison_lies_in_its_folder(run_dir: Path) -> None:
+    pytest.importorskip("wandb")
+    code = f"""
+from pathlib import Path
+from agent.config_loader import flat, load_config
+from agent.training.tracking import log_comparison
+config = load_config(None, ["env.id=CartPole-v1", "wandb.mode=offline"])
+log_comparison(Path(), flat(config.model_dump()), {TABLES}, [])
+"""
+    done = run_python(code, run_dir, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    (table,) = run_dir.glob("wandb/offline-run-*/files/media/table/comparison/results_*.table.json")
+    assert json.loads(table.read_text())["data"] == [["a", 1.0], ["b", 2.0]]

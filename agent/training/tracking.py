@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat
 
-from agent.config import Config
+from agent.config import Config, WandbConfig
 from agent.metrics import METRICS
 
 UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
@@ -29,7 +29,11 @@ class Tracker:
         self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
         self.wandb_run: Any = None
         with self.wandb_may_fail():
-            self.wandb_run = start_wandb(run_dir, config)
+            self.wandb_run = start_wandb(
+                run_dir, config.wandb, group=config.env.id, job_type=config.algorithm, config=config.model_dump()
+            )
+            if self.wandb_run is not None:
+                self.wandb_run.define_metric("*", step_metric="env_steps")
 
     def write(self, env_steps: int, rows: Sequence[Mapping[str, SupportsFloat]]) -> None:
         """Appends the metrics of each member, rows[i] those of member i; a member may lack any of them."""
@@ -67,33 +71,59 @@ class Tracker:
             yield
         except Exception as error:  # whatever it is: a mirror never ends a run
             self.wandb_run = None
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning("W&B is off from here on, metrics.jsonl goes on: %s", reason)
+            logger.warning("W&B is off from here on, metrics.jsonl goes on: %s", in_one_line(error))
 
 
-def start_wandb(run_dir: Path, config: Config) -> Any:
-    """A new W&B run, or None where the mode is disabled; its files land in the run folder."""
-    wanted: str = config.wandb.mode
+def log_comparison(
+    folder: Path, config: Mapping[str, Any], tables: Mapping[str, Sequence[Mapping[str, Any]]], figures: Sequence[Path]
+) -> None:
+    """A comparison as a W&B run of its own: tables and figures. Where that fails, one warning.
+
+    Args:
+        config: a run's settings by their dotted keys; its wandb settings say whether and where to.
+    """
+    try:
+        settings = WandbConfig(**{key: config[f"wandb.{key}"] for key in WandbConfig.model_fields} | {"name": None})
+        run = start_wandb(folder, settings, group=config["env.id"], job_type="comparison", config={})
+        if run is None:
+            return
+        import wandb
+
+        for name, rows in tables.items():
+            run.log(
+                {f"comparison/{name}": wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])}
+            )
+        run.log({f"comparison/{path.stem}": wandb.Image(str(path)) for path in figures})
+        run.finish()
+    except Exception as error:  # whatever it is: a mirror never ends a comparison
+        logger.warning("W&B has not got this comparison, %s has: %s", folder, in_one_line(error))
+
+
+def in_one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def start_wandb(folder: Path, settings: WandbConfig, *, group: str, job_type: str, config: dict[str, Any]) -> Any:
+    """A new W&B run, or None where the mode is disabled; its files land in the folder."""
+    wanted: str = settings.mode
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE") or "auto"
     if wanted == "disabled":
         return None
     import wandb
 
-    run = wandb.init(
-        project=config.wandb.project,
-        group=config.wandb.group or config.env.id,
-        name=config.wandb.name or run_dir.resolve().name,
-        job_type=config.algorithm,
-        tags=config.wandb.tags,
-        config=config.model_dump(),
-        dir=run_dir,
+    return wandb.init(
+        project=settings.project,
+        group=settings.group or group,
+        name=settings.name or folder.resolve().name,
+        job_type=job_type,
+        tags=settings.tags,
+        config=config,
+        dir=folder,
         mode="offline" if wanted == "offline" else mode_by_login(wandb, wanted),
         reinit="create_new",
         settings=wandb.Settings(console="off", silent=True, finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True),
     )
-    run.define_metric("*", step_metric="env_steps")
-    return run
 
 
 def mode_by_login(wandb: Any, wanted: str) -> Literal["online", "offline"]:
