@@ -1,32 +1,58 @@
-"""Compares algorithms, settings or finished runs: python compare.py CONFIG|RUN ... [--algorithms A B] [--seeds N]"""
+"""Compares algorithms, settings or finished runs: python compare.py CONFIG|RUN ... [--filter ...] [--algorithms ...]"""
 
 import argparse
+import difflib
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
-from agent.analysis import comparison
+from agent.analysis import filters, plan, report
+from agent.analysis.comparison import compare
+from agent.analysis.entries import arrange, load_runs
+from agent.analysis.run_folder import Entry, read_result, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
-from agent.config_loader import load_config
+from agent.config import Config
 from agent.exit_codes import exit_code
-from agent.training.loop import ALGORITHMS
+from agent.training.tracking import log_comparison
 from agent.training.trainer import train
+from agent.versions import versions
 from envs import UserError
 
-HOW_TO = """examples:
+HOW_TO = """what to compare
   Is the actor-critic better than REINFORCE here? Train ten seeds of each, then compare:
     python compare.py configs/cartpole.yaml --algorithms gumbel_actor_critic reinforce --seeds 10
 
-  Which temperature? A sweep trains all of them in one process; its settings are told apart:
-    python compare.py configs/cartpole.yaml --seeds 5 'sweep={tau.start: [2.0, 1.0, 0.5]}'
+  Which estimator, at which batch size? Axes multiply; here four runs of five seeds:
+    python compare.py configs/cartpole.yaml --estimators exact score_function --vary batch_size=64,128 --seeds 5
 
-  Runs that you have already:
+  Several configs of one environment, with settings for all of them:
+    python compare.py configs/small.yaml configs/large.yaml total_env_steps=20000
+
+  Runs that you have already, by folder or by their settings (all terms must hold; = != >= <= > <):
     python compare.py runs/first runs/second
+    python compare.py --filter env.id=CartPole-v1 algorithm=reinforce 'total_env_steps>=20000'
+  Folders, filters and configs may stand together, say to compare a new config with old runs.
 
-What is trained already is not trained again, so after Ctrl-C the same command goes on with the runs still missing.
-Everything lands in comparisons/<name>/: results.json, results.csv and learning_curves.png.
+  Which temperature? Either of
+    python compare.py configs/cartpole.yaml --seeds 5 --vary tau.start=2.0,1.0,0.5
+    python compare.py configs/cartpole.yaml --seeds 5 'sweep={tau.start: [2.0, 1.0, 0.5]}'
+  --vary takes any setting and trains one run per combination: one more value later trains one more run. A sweep takes
+  per-member settings (* in train.py --help) and trains them in one process: faster, but one more value trains all anew.
+
+what counts
+  Each seed is one replication. Runs with the same settings and other seeds are pooled; settings swept inside a run are
+  split apart. A setting that an algorithm does not read is not varied for it. A difference is marked (*) only where
+  its 95 % interval excludes zero: against the best in the table of results, else against the entry named.
+
+what happens
+  What is trained already is not trained again, so after Ctrl-C the same command goes on with the runs still missing.
+  Everything lands in comparisons/<name>/, over what an earlier comparison of that name left: report.html (one page,
+  to pass on as it is), its figures as PNG, results.csv, results.json (every seed). The tables go to W&B too where
+  wandb.mode of the first entry wants it; where that is auto, WANDB_MODE=disabled keeps them here.
 """
 
 
@@ -37,35 +63,71 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         epilog=HOW_TO,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("inputs", nargs="+", metavar="CONFIG|RUN|key=value", help="a config file and settings, or runs")
-    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), help="default: the config's own")
-    parser.add_argument("--seeds", type=int, help="members of each; default: the config's own")
-    parser.add_argument("--name", help="of the folder under comparisons/; default: the config's or first run's name")
+    parser.add_argument("inputs", nargs="*", metavar="CONFIG|RUN|key=value", help="config files and settings, or runs")
+    parser.add_argument("--filter", nargs="+", default=[], metavar="key=value", help="finished runs under runs/")
+    parser.add_argument("--algorithms", nargs="+", default=[], metavar="NAME", help="default: the config's own")
+    parser.add_argument("--estimators", nargs="+", default=[], metavar="NAME", help="values of estimator.name")
+    parser.add_argument("--vary", action="append", default=[], metavar="key=v1,v2", help="any setting; repeatable")
+    parser.add_argument("--seeds", type=int, metavar="N", help="members of each; default: the config's own")
+    parser.add_argument("--name", help="of the folder under comparisons/; default: the first input's name")
     return parser.parse_intermixed_args(arguments)
 
 
 def run(options: argparse.Namespace, command: str, console: Console) -> None:
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    found, left_out = find(options.filter)
+    folders, configs = gather(options)
+    require_one_env({e.runs[0].folder: e.env_id for e in found} | {str(c.run_dir): c.env.id for c in configs})
+    for reason in left_out:
+        say(f"left out: {reason}")
+    plan.train_missing(configs, train, say)
+    comparison = compare(arrange([*load_runs(folders), *found]))
+    name = options.name or (plan.name_of(options.inputs[0]) if folders else filters.name_of(options.filter))
+    folder = Path("comparisons") / name
+    figures = report.write(comparison, folder, command, versions(torch.device("cpu")))
+    log_comparison(folder, comparison.entries[0].config, report.tables(comparison), [f.path for f in figures])
+    console.print(summary_table(comparison), pairs_table(comparison), sep="\n")
+    say(f"command: {command}\nsaved in {folder}: report.html, {len(figures)} figures, results.json, results.csv")
+
+
+def find(terms: Sequence[str]) -> tuple[list[Entry], list[str]]:
+    """Entries of the runs that meet the terms of --filter, and why other matching runs are left out."""
+    return filters.find([filters.parse_term(text) for text in terms], Path("runs")) if terms else ([], [])
+
+
+def gather(options: argparse.Namespace) -> tuple[dict[Path, str], list[Config]]:
+    """Run folders to compare, in the order of the inputs, each with a name; and the configs of those to train."""
     overrides = [text for text in options.inputs if "=" in text]
-    paths = [text for text in options.inputs if "=" not in text]
-    if not paths:
-        raise UserError("name a config file or run folders to compare; see compare.py --help")
-    if Path(paths[0]).is_dir():
-        if options.algorithms or options.seeds or overrides:
-            raise UserError("--algorithms, --seeds and key=value go with a config file; finished runs are as they are")
-        runs = [Path(path) for path in paths]
-    elif len(paths) > 1:
-        raise UserError(f"expected one config file or several run folders, got {' '.join(paths)}")
-    else:
-        algorithms = options.algorithms or [load_config(paths[0], overrides).algorithm]
-        configs = comparison.plan(paths[0], algorithms, options.seeds, overrides)
-        comparison.train_missing(configs, train, lambda text: console.print(text, highlight=False))
-        runs = [Path(str(config.run_dir)) for config in configs]
-    result = comparison.compare_runs(runs)
-    folder = Path("comparisons") / (options.name or comparison.name_of(paths[0]))
-    comparison.write(result, folder, command)
-    console.print(summary_table(result), pairs_table(result), sep="\n")
-    saved = f"command: {command}\nsaved in {folder}: results.json, results.csv, learning_curves.png"
-    console.print(saved, highlight=False, soft_wrap=True)
+    axes = plan.axes_of(options.algorithms, options.estimators, options.vary)
+    folders: dict[Path, str] = {}
+    configs: list[Config] = []
+    for path in (Path(text) for text in options.inputs if "=" not in text):
+        if path.is_dir():
+            read_result(path)  # an unfinished run is told now, not once the others are trained
+            folders[path] = path.name
+            continue
+        require_file(path)
+        for config in plan.plan(str(path), axes, options.seeds, overrides):
+            folders[Path(str(config.run_dir))] = plan.name_of(str(path))
+            configs.append(config)
+    if not folders and not options.filter:
+        raise UserError("name config files or run folders to compare, or --filter them; see compare.py --help")
+    if not configs and (axes or options.seeds is not None or overrides):
+        raise UserError(
+            "--algorithms, --estimators, --vary, --seeds and key=value go with a config file; "
+            "finished runs are as they are"
+        )
+    return folders, configs
+
+
+def require_file(path: Path) -> None:
+    if not path.is_file():
+        names = [p.name for p in path.parent.glob("*") if p.suffix == ".yaml" or p.is_dir()]
+        near = difflib.get_close_matches(path.name, names, n=1)
+        hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
+        raise UserError(f"{path}: no such config file or run folder{hint}")
 
 
 def main(arguments: list[str]) -> int:

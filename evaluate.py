@@ -107,7 +107,7 @@ def report_gradients(options: argparse.Namespace) -> None:
     rows = gradient_report(policy, critics, config, states, options.seed)
     figure = run / "figures" / "gradients.png"
     figure.parent.mkdir(exist_ok=True)
-    figures.gradient_quality(rows, figure, config.batch_size, env_id)
+    figures.gradient_quality(rows, figure, config.batch_size, f"{env_id}: error of a gradient estimate")
     if options.json:
         print(json.dumps({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}))
     else:

@@ -17,7 +17,7 @@ HEAD = ["environment", "algorithm", "seeds", "steps a seed", "greedy return", "w
 def rows(run: Path) -> list[list[str]]:
     table = []
     for entry in load_run(run):
-        summary = summarize(entry)
+        summary = summarize(entry, entry.threshold)
         low, high = summary.final_interval
         table.append(
             [

@@ -26,19 +26,19 @@ STORED: dict[str, list[float]] = {
 }
 
 
-def of_rliable() -> dict[str, list[float]]:
-    """Estimates and ends of 95 % percentile intervals over 50,000 resamples; raises whatever importing it raises."""
+def of_rliable(reps: int) -> dict[str, list[float]]:
+    """Estimates and ends of 95 % percentile intervals over `reps` resamples; raises what importing it raises."""
     from rliable import library, metrics
 
     np.random.seed(0)
 
     def figures(name: str, scores: Any, statistic: Any) -> dict[str, list[float]]:
         points, intervals = library.get_interval_estimates(
-            {name: scores}, lambda *data: np.array([statistic(*data)]), reps=50_000
+            {name: scores}, lambda *data: np.array([statistic(*data)]), reps=reps
         )
         return {name: [float(points[name][0]), *map(float, intervals[name][:, 0])]}
 
-    profile, bands = library.create_performance_profile({"x": X}, THRESHOLDS, reps=50_000)
+    profile, bands = library.create_performance_profile({"x": X}, THRESHOLDS, reps=reps)
     return (
         figures("iqm", X, metrics.aggregate_iqm)
         | figures("mean", X, metrics.aggregate_mean)
@@ -56,5 +56,5 @@ def of_rliable() -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    for name, values in of_rliable().items():
+    for name, values in of_rliable(50_000).items():
         print(f'    "{name}": {[round(float(value), 6) for value in values]},')

@@ -1,39 +1,13 @@
 """Comparisons of runs whose numbers are known."""
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
+from fake_runs import compare_runs, fake_run
 
-from agent.analysis.comparison import compare_runs, name_of, plan, set_aside, train_missing, write
-from agent.analysis.tables import pairs_table, summary_table
-from agent.config import Config
+from agent.analysis.tables import notes, pairs_table, summary_table
 from envs import UserError
-
-STEPS = (100, 200, 300)
-
-
-def fake_run(
-    folder: Path, algorithm: str, curves: list[list[float]], env_id: str = "CartPole-v1", sweep: list | None = None
-) -> Path:
-    """A finished run: member i evaluated at STEPS with curves[i], the last of them being its final return."""
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(f"algorithm: {algorithm}\nenv: {{id: {env_id}}}\nreturn_threshold: 50\n")
-    rows = [
-        {"env_steps": step, "member": i, "eval/return_greedy": float(curve[k])}
-        for k, step in enumerate(STEPS)
-        for i, curve in enumerate(curves)
-    ]
-    lines = [json.dumps(row) for row in rows] + ['{"env_steps": 300, "member": 0, "actor/entropy": 1.0}', '{"env_st']
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
-    members = [
-        {"member": i, "seed": i, "settings": sweep[i] if sweep else {}, "greedy": {"mean": float(curve[-1])}}
-        for i, curve in enumerate(curves)
-    ]
-    result = {"env_id": env_id, "env_steps": 300, "wall_seconds": 12.0, "members": members}
-    (folder / "result.json").write_text(json.dumps(result))
-    return folder
 
 
 @pytest.fixture
@@ -68,23 +42,9 @@ def test_swept_settings_are_told_apart(tmp_path: Path) -> None:
     run = fake_run(tmp_path / "sweep", "gumbel_actor_critic", [[0, 0, 1], [0, 0, 3], [0, 0, 5]], sweep=sweep)
     summaries = compare_runs([run]).summaries
     assert [(s.label, s.num_seeds, s.final_iqm) for s in summaries] == [
-        ("gumbel_actor_critic tau.start=2", 2, 2.0),
-        ("gumbel_actor_critic tau.start=0.5", 1, 5.0),
+        ("tau.start=2", 2, 2.0),
+        ("tau.start=0.5", 1, 5.0),
     ]
-
-
-def test_everything_is_written(runs: list[Path], tmp_path: Path) -> None:
-    comparison = compare_runs(runs)
-    write(comparison, tmp_path / "out", "python compare.py …")
-    results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert results["command"] == "python compare.py …"
-    assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0]
-    assert results["entries"][1]["steps_to_reach"] is None  # infinity is no JSON
-    with (tmp_path / "out" / "results.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["label"] for row in rows] == ["gumbel_actor_critic", "reinforce"]
-    assert float(rows[0]["final_interval_low"]) == 80.0
-    assert (tmp_path / "out" / "learning_curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_tables_have_a_row_per_entry_and_per_pair(runs: list[Path]) -> None:
@@ -105,41 +65,119 @@ def test_unfinished_run_is_named(tmp_path: Path) -> None:
         compare_runs([tmp_path / "run"])
 
 
-def test_plan_gives_each_configuration_a_folder_of_its_own() -> None:
-    both = plan("configs/cartpole.yaml", ["gumbel_actor_critic", "reinforce"], 3, ["wandb.mode=disabled"])
-    again = plan("configs/cartpole.yaml", ["gumbel_actor_critic"], 3, ["wandb.mode=disabled"])
-    changed = plan("configs/cartpole.yaml", ["gumbel_actor_critic"], 3, ["wandb.mode=disabled", "gamma=0.9"])
-    assert [c.seeds for c in both] == [3, 3] and [c.algorithm for c in both] == ["gumbel_actor_critic", "reinforce"]
-    assert both[0].run_dir == again[0].run_dir
-    assert len({both[0].run_dir, both[1].run_dir, changed[0].run_dir}) == 3
+def test_all_statistics_of_an_entry_by_hand(runs: list[Path]) -> None:
+    good, bad = compare_runs(runs).summaries
+    assert (good.final_mean, bad.final_mean) == (90.0, 30.0)
+    assert (good.final_mean_interval.low, good.final_mean_interval.high) == (80.0, 100.0)
+    assert bad.final_median == 20.0 and bad.final_median_interval == (10.0, 60.0)
+    assert (good.optimality_gap, good.optimality_gap_interval) == (0.0, (0.0, 0.0))
+    assert bad.optimality_gap == pytest.approx((30 + 40 + 0) / 3)
+
+
+def test_without_a_threshold_there_is_no_optimality_gap(tmp_path: Path) -> None:
+    (summary,) = compare_runs([fake_run(tmp_path / "run", "reinforce", [[0, 0, 1]], settings="")]).summaries
+    assert summary.optimality_gap is summary.optimality_gap_interval is summary.steps_to_reach is None
+
+
+def test_thresholds_that_disagree_are_none(tmp_path: Path) -> None:
+    runs = [
+        fake_run(tmp_path / algorithm, algorithm, [[0, 0, 1]], settings=f"return_threshold: {threshold}")
+        for algorithm, threshold in (("reinforce", 1), ("gumbel_actor_critic", 2))
+    ]
+    assert compare_runs(runs).threshold is None
+
+
+def test_difference_is_marked_against_the_best_only_where_its_interval_excludes_zero(tmp_path: Path) -> None:
+    best, close, far = (
+        fake_run(tmp_path / name, "reinforce", [[0, 0, base + x] for x in range(5)], settings=f"gamma: {gamma}")
+        for name, base, gamma in (("best", 10, 0.9), ("close", 9, 0.8), ("far", 0, 0.7))
+    )
+    comparison = compare_runs([close, far, best])
+    assert comparison.best.label == "gamma=0.9" and comparison.against_best("gamma=0.9") is None
+    marked = [(p := comparison.against_best(label)) and p.final_differs for label in ("gamma=0.8", "gamma=0.7")]
+    assert marked == [False, True]
+    column = list(summary_table(comparison).columns[2].cells)
+    assert [str(cell).endswith("*") for cell in column] == [False, True, False]
+    assert "* differs from gamma=0.9" in notes(comparison)[0]
+
+
+def test_one_seed_is_never_marked_as_different(tmp_path: Path) -> None:
+    """Its bootstrap interval is a point, which excludes zero wherever two runs are not equal."""
+    runs = [fake_run(tmp_path / a, a, [[0, 0, x]]) for a, x in (("reinforce", 1), ("gumbel_actor_critic", 9))]
+    pair = compare_runs(runs).pairs[0]
+    assert pair.final_difference_interval.excludes_zero and not pair.final_differs and not pair.area_differs
+
+
+def test_few_seeds_come_with_a_warning(runs: list[Path]) -> None:
+    assert any("fewer than 5 seeds" in line for line in notes(compare_runs(runs)))
+
+
+def test_runs_that_differ_in_their_seeds_only_are_pooled(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / str(seed), "reinforce", [[0, 0, seed]], first_seed=seed) for seed in range(3)]
+    (entry,) = compare_runs(runs).entries
+    assert (entry.label, entry.seeds, entry.final_returns.tolist()) == ("reinforce", [0, 1, 2], [0.0, 1.0, 2.0])
+    assert entry.wall_seconds == 36.0
+
+
+def test_the_same_seed_twice_is_no_replication(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / name, "reinforce", [[0, 0, 1]]) for name in ("before", "after")]
+    assert [entry.label for entry in compare_runs(runs).entries] == ["before", "after"]
+
+
+def test_a_run_named_twice_counts_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake_run(tmp_path / "run", "reinforce", [[0, 0, 1]])
+    monkeypatch.chdir(tmp_path)
+    assert [entry.seeds for entry in compare_runs([run, Path("run")]).entries] == [[0]]
 
 
 @pytest.mark.parametrize(
-    ("path", "name"), [("configs/cartpole.yaml", "cartpole"), ("runs/x/config.yaml", "x"), ("runs/x", "x")]
+    ("settings", "labels"),
+    [
+        (["gamma: 0.9", "gamma: 0.8"], ["gamma=0.9", "gamma=0.8"]),
+        (["estimator: {name: exact}", ""], ["exact", "straight_through_gumbel_softmax"]),
+        (["hidden_sizes: [8]", "hidden_sizes: [8, 8]"], ["hidden_sizes=[8]", "hidden_sizes=[8, 8]"]),
+        (["{gamma: 0.9, n_step: 1, batch_size: 1, total_env_steps: 1}", ""], ["first", "second"]),
+        (["wandb: {mode: disabled}\ndevice: cpu", ""], ["first", "second"]),
+    ],
+    ids=["one setting", "estimator", "list", "too many: the name", "nothing learned differs: the name"],
 )
-def test_comparison_is_named_after_its_first_input(path: str, name: str) -> None:
-    assert name_of(path) == name
+def test_entries_are_labelled_by_what_differs(settings: list[str], labels: list[str], tmp_path: Path) -> None:
+    as_lines = [text.strip("{}").replace(", ", "\n") if text.startswith("{") else text for text in settings]
+    runs = [
+        fake_run(tmp_path / name, "gumbel_actor_critic", [[0, 0, 1]], settings=text)
+        for name, text in zip(("first", "second"), as_lines, strict=True)
+    ]
+    assert [entry.label for entry in compare_runs(runs).entries] == labels
 
 
-def test_only_missing_runs_are_trained_and_unfinished_ones_set_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    configs = plan("configs/cartpole.yaml", ["gumbel_actor_critic", "reinforce"], 1, [])
-    monkeypatch.chdir(tmp_path)
-    done, broken = (Path(str(config.run_dir)) for config in configs)
-    done.mkdir(parents=True)
-    (done / "result.json").touch()
-    broken.mkdir(parents=True)
-    (broken / "config.yaml").touch()
-    trained: list[Config] = []
+def test_a_setting_that_an_algorithm_does_not_read_is_not_in_its_label(tmp_path: Path) -> None:
+    exact = fake_run(tmp_path / "a", "gumbel_actor_critic", [[0, 0, 1]], settings="estimator: {name: exact}")
+    default = fake_run(tmp_path / "b", "gumbel_actor_critic", [[0, 0, 1]])
+    labels = [
+        e.label for e in compare_runs([exact, default, fake_run(tmp_path / "c", "reinforce", [[0, 0, 1]])]).entries
+    ]
+    assert labels[0] == "gumbel_actor_critic exact" and labels[2] == "reinforce"
 
-    def train(config: Config) -> Path:
-        trained.append(config)
-        return Path(str(config.run_dir))
 
-    train_missing(configs, train, lambda text: None)
-    assert [config.algorithm for config in trained] == ["reinforce"]
-    assert not broken.exists() and (tmp_path / f"{broken}.unfinished-1" / "config.yaml").exists()
-    broken.mkdir()
-    set_aside(broken)
-    assert (tmp_path / f"{broken}.unfinished-2").exists()
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not the result of a run"),
+        ("{", "not the result of a run"),
+        ('{"env_id": 1}', "env_id"),
+        ('{"env_id": "x", "env_steps": 1, "wall_seconds": 1, "members": []}', "members"),
+    ],
+)
+def test_broken_result_is_named_with_what_to_do(text: str, message: str, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", "reinforce", [[0, 0, 1]])
+    (run / "result.json").write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        compare_runs([run])
+    assert str(run / "result.json") in str(error.value) and "remove the file" in str(error.value)
+
+
+def test_versions_of_a_run_are_read(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", "reinforce", [[0, 0, 1]])
+    result = json.loads((run / "result.json").read_text())
+    (run / "result.json").write_text(json.dumps(result | {"versions": {"torch": "2.0"}}))
+    assert compare_runs([run]).entries[0].runs[0].versions == {"torch": "2.0"}

@@ -36,7 +36,7 @@ OURS: dict[str, tuple[Callable[[], float], Callable[[], Interval]]] = {
 @pytest.fixture(scope="module")
 def reference() -> dict[str, list[float]]:
     try:
-        return of_rliable()
+        return of_rliable(10_000)  # half a minute
     except Exception:  # not installed, or broken by a newer pandas
         return STORED
 
@@ -50,7 +50,7 @@ def test_estimate_is_that_of_rliable(name: str, reference: dict[str, list[float]
 def test_interval_is_that_of_rliable_but_for_resampling_noise(name: str, reference: dict[str, list[float]]) -> None:
     """The ends of 10,000 resamples scatter by up to 2 % of the interval's width (20 seeds)."""
     _, low, high = reference[name]
-    assert OURS[name][1]() == pytest.approx((low, high), abs=0.04 * (high - low))
+    assert OURS[name][1]() == pytest.approx((low, high), abs=0.05 * (high - low))
 
 
 def test_performance_profile_is_that_of_rliable(reference: dict[str, list[float]]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import compare
 import evaluate
 import train
 
+CARTPOLE = "configs/cartpole.yaml"
 SHORT = [
     "env.id=CartPole-v1", "total_env_steps=200", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]", "seeds=2",
     "evaluation.episodes=1", "evaluation.final_episodes=2", "wandb.mode=disabled",
@@ -91,11 +93,53 @@ def test_compare_trains_what_is_missing_and_then_nothing(
     command = ["tiny.yaml", "--algorithms", "gumbel_actor_critic", "reinforce", "--seeds", "2", *SHORT[1:]]
     assert compare.main(command) == 0
     assert "P(better than)" in capsys.readouterr().out
-    assert {p.name for p in (tmp_path / "comparisons" / "tiny").iterdir()} == {
-        "results.json", "results.csv", "learning_curves.png",
+    assert {p.name for p in (tmp_path / "comparisons" / "tiny").iterdir()} >= {
+        "report.html", "results.json", "results.csv", "learning_curves.png",
     }  # fmt: skip
     monkeypatch.setattr(compare, "train", lambda config: pytest.fail("trained again"))
     assert compare.main(command) == 0
+
+
+def test_compare_takes_configs_folders_and_filters_together(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\n")
+    shutil.copytree(run, tmp_path / "runs" / "old")
+    (tmp_path / "runs" / "old" / "config.yaml").write_text("env: {id: CartPole-v1}\ngamma: 0.5\n")
+    settings = [*SHORT[1:], "gamma=0.9"]
+    assert compare.main(["tiny.yaml", str(run), *settings, "--filter", "gamma=0.5", "--name", "all"]) == 0
+    results = json.loads((tmp_path / "comparisons" / "all" / "results.json").read_text())
+    assert [len(entry["seeds"]) for entry in results["entries"]] == [2, 2, 2]
+
+
+def test_compare_records_the_versions_that_its_runs_were_trained_with(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert compare.main([str(run)]) == 0
+    results = json.loads((tmp_path / "comparisons" / run.name / "results.json").read_text())
+    for versions in (results["versions"], results["runs"][0]["versions"]):
+        assert set(versions) == {"project", "torch", "gymnasium", "numpy", "python", "device"}
+
+
+def test_compare_refuses_two_environments_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(compare, "train", lambda config: pytest.fail("trained"))
+    for name, env_id in (("a", "CartPole-v1"), ("b", "Acrobot-v1")):
+        (tmp_path / f"{name}.yaml").write_text(f"env: {{id: {env_id}}}\n")
+    assert compare.main(["a.yaml", "b.yaml"]) == 2
+    assert "only runs of one environment can be compared" in capsys.readouterr().err
+
+
+def test_compare_help_shows_a_command_for_every_way_to_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        compare.main(["--help"])
+    text = capsys.readouterr().out
+    for option in ("--algorithms", "--estimators", "--vary", "--seeds", "--filter", "sweep=", "runs/first"):
+        assert re.search(f"python compare.py .*{re.escape(option)}", text)
 
 
 def test_interrupted_comparison_says_how_to_go_on(
@@ -135,6 +179,15 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: compare.main([str(tmp)]), r"no result\.json"),
         (lambda run, tmp: compare.main([str(tmp / "missing.yaml")]), "no such config file"),
         (lambda run, tmp: compare.main([str(run), "gamma=0.9"]), "finished runs are as they are"),
+        (lambda run, tmp: compare.main([str(run), "--seeds", "0"]), "finished runs are as they are"),
+        (lambda run, tmp: compare.main([]), "name config files or run folders"),
+        (lambda run, tmp: compare.main([f"{run}s"]), "did you mean '.*/run'"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--algorithms", "reinforc"]), "did you mean 'reinforce'"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--estimators", "exat"]), "did you mean 'exact'"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--vary", "gama=1,2"]), "did you mean 'gamma'"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--seeds", "0"]), "seeds: got 0"),
+        (lambda run, tmp: compare.main(["--filter", "env=x"]), "unknown key 'env'"),
+        (lambda run, tmp: compare.main([str(empty_result(tmp))]), "remove the file and train the run again"),
     ],
 )
 def test_a_users_mistake_is_one_readable_message_and_exit_code_2(
@@ -144,6 +197,12 @@ def test_a_users_mistake_is_one_readable_message_and_exit_code_2(
     error = capsys.readouterr().err
     assert ".py: error: " in error and "Traceback" not in error
     assert re.search(message, error)
+
+
+def empty_result(folder: Path) -> Path:
+    (folder / "result.json").touch()
+    (folder / "config.yaml").touch()
+    return folder
 
 
 def empty(folder: Path) -> Path:

@@ -1,18 +1,23 @@
-"""Reads finished run folders: final returns, and curves of the evaluations on the way."""
+"""Reads finished run folders: final returns, and curves of the metrics on the way."""
 
-import dataclasses
+import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from agent.analysis.statistics import Curve
-from agent.config_loader import read_yaml
+from agent.config_loader import flat, read_yaml
 from envs.errors import UserError
+
+GREEDY_RETURN = "eval/return_greedy"
+Settings = dict[str, Any]  # dotted key: value
 
 
 class Greedy(BaseModel):
@@ -32,35 +37,160 @@ class Result(BaseModel):
     env_id: str
     env_steps: int
     wall_seconds: FiniteFloat
+    versions: dict[str, str] = {}
     members: list[MemberResult] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    folder: str
+    env_steps: int  # of one member
+    wall_seconds: float
+    versions: dict[str, str]  # empty where the run was made before they were recorded
+
+
+@dataclass(frozen=True)
+class Replication:
+    """One member of a run: one seed."""
+
+    run: Run
+    member: int
+    seed: int
+    final_return: float  # mean greedy return of the evaluation at the end
+    curves: dict[str, Curve]  # by metric
+
+
+@dataclass(frozen=True)
 class Entry:
-    """Members of one run that differ in their seed only: one line of a comparison."""
+    """Members that differ in their seed only: one line of a comparison."""
 
     label: str
-    algorithm: str
-    settings: dict[str, float]  # swept settings, the same for all seeds
-    run: str
+    name: str  # of its config or run folder
     env_id: str
-    seeds: list[int]
-    final_returns: np.ndarray  # [seeds], mean greedy return of the evaluation at the end
-    curves: list[Curve]  # one per seed, of eval/return_greedy; empty where a seed has none
-    threshold: float | None
-    env_steps: int  # of one member
-    wall_seconds: float  # of the whole run
+    config: Settings  # as its members had them, swept settings included
+    swept: list[str]
+    replications: list[Replication]
+
+    @property
+    def algorithm(self) -> str:
+        return str(self.config["algorithm"])
+
+    @property
+    def threshold(self) -> float | None:
+        threshold = self.config["return_threshold"]
+        return float(threshold) if isinstance(threshold, int | float) else None
+
+    @property
+    def runs(self) -> list[Run]:
+        return list({r.run.folder: r.run for r in self.replications}.values())
+
+    @property
+    def seeds(self) -> list[int]:
+        return [r.seed for r in self.replications]
+
+    @property
+    def final_returns(self) -> np.ndarray:  # [seeds]
+        return np.array([r.final_return for r in self.replications])
+
+    @property
+    def env_steps(self) -> int:
+        return max(run.env_steps for run in self.runs)
+
+    @property
+    def wall_seconds(self) -> float:
+        return sum(run.wall_seconds for run in self.runs)
+
+    @property
+    def metrics(self) -> list[str]:
+        """Metrics that every seed has."""
+        return [name for name in self.replications[0].curves if all(name in r.curves for r in self.replications)]
+
+    def curves(self, metric: str = GREEDY_RETURN) -> list[Curve]:
+        """One per seed; none where a seed lacks the metric."""
+        return [r.curves[metric] for r in self.replications] if metric in self.metrics else []
 
 
-def load_entries(runs: Sequence[Path]) -> list[Entry]:
-    """The entries of several runs, told apart by their labels. UserError unless all have the same environment."""
-    entries = [entry for run in runs for entry in load_run(run)]
-    require_one_env({entry.run: entry.env_id for entry in entries})
-    count = Counter(entry.label for entry in entries)
+def load_run(folder: Path, name: str | None = None) -> list[Entry]:
+    """A finished run as one entry per combination of swept settings."""
+    result, config = read_result(folder), read_config(folder)
+    metrics = read_metrics(folder / "metrics.jsonl", is_compared)
+    run = Run(str(folder), result.env_steps, result.wall_seconds, result.versions)
+    groups: dict[tuple[tuple[str, float], ...], list[Replication]] = defaultdict(list)
+    for m in result.members:
+        own = Replication(run, m.member, m.seed, m.greedy.mean, metrics.get(m.member, {}))
+        groups[tuple(m.settings.items())].append(own)
     return [
-        dataclasses.replace(entry, label=f"{entry.label} ({entry.run})") if count[entry.label] > 1 else entry
-        for entry in entries
+        Entry(
+            label=" ".join([str(config["algorithm"]), *(f"{key}={value:g}" for key, value in settings)]),
+            name=name or folder.name,
+            env_id=result.env_id,
+            config=config | dict(settings),
+            swept=[key for key, _ in settings],
+            replications=members,
+        )
+        for settings, members in groups.items()
     ]
+
+
+def is_compared(metric: str) -> bool:
+    return metric in (GREEDY_RETURN, "estimator/tau", "actor/entropy") or metric.startswith("gradient/")
+
+
+def read_config(folder: Path) -> Settings:
+    return flat(read_yaml(folder / "config.yaml"))
+
+
+def swept_settings(config: Settings) -> list[Settings]:
+    """The settings of each combination of swept values; of a run without sweep its own."""
+    swept = config["sweep"] if isinstance(config["sweep"], dict) else {}
+    sweep = {key: values for key, values in swept.items() if isinstance(values, list)}
+    return [config | dict(zip(sweep, values, strict=True)) for values in itertools.product(*sweep.values())]
+
+
+def read_result(folder: Path) -> Result:
+    """result.json of a run folder; UserError where the run has not come to its end."""
+    path = folder / "result.json"
+    if not path.is_file():
+        what = "the run did not finish" if (folder / "config.yaml").is_file() else "not a run folder"
+        raise UserError(f"{folder}: {what}: no result.json; expected the folder of a finished run, or a config file")
+    try:
+        return Result.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"])
+        raise UserError(
+            f"{path}: not the result of a run: {where + ': ' if where else ''}{fault['msg']}; "
+            "remove the file and train the run again"
+        ) from None
+
+
+def read_metrics(path: Path, wanted: Callable[[str], bool]) -> dict[int, dict[str, Curve]]:
+    """The wanted metrics of each member; of two values at the same step the later counts.
+
+    Lines that a crash cut short, and values that are not finite, are passed over.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; it holds the evaluations of the run")
+    values: dict[int, dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if not isinstance(row, dict) or not all(isinstance(row.get(k), int) for k in ("env_steps", "member")):
+                continue
+            for name in filter(wanted, row):
+                if isinstance(row[name], int | float) and math.isfinite(row[name]):
+                    values[row["member"]][name][row["env_steps"]] = float(row[name])
+    return {member: {name: to_curve(v) for name, v in metrics.items()} for member, metrics in values.items()}
+
+
+def to_curve(values: dict[int, float]) -> Curve:
+    env_steps = sorted(values)
+    return Curve(np.array(env_steps), np.array([values[step] for step in env_steps]))
 
 
 def require_one_env(env_ids: dict[str, str]) -> None:
@@ -70,64 +200,7 @@ def require_one_env(env_ids: dict[str, str]) -> None:
         raise UserError(f"only runs of one environment can be compared, got\n{listed}")
 
 
-def load_run(run: Path) -> list[Entry]:
-    """A finished run as one entry per combination of swept settings."""
-    result, config = read_result(run), read_yaml(run / "config.yaml")
-    curves = read_curves(run / "metrics.jsonl")
-    groups: dict[tuple[tuple[str, float], ...], list[MemberResult]] = defaultdict(list)
-    for member in result.members:
-        groups[tuple(member.settings.items())].append(member)
-    algorithm, threshold = str(config.get("algorithm")), config.get("return_threshold")
-    return [
-        Entry(
-            label=" ".join([algorithm, *(f"{key}={value:g}" for key, value in settings)]),
-            algorithm=algorithm,
-            settings=dict(settings),
-            run=str(run),
-            env_id=result.env_id,
-            seeds=[m.seed for m in members],
-            final_returns=np.array([m.greedy.mean for m in members]),
-            curves=[curves[m.member] for m in members] if all(m.member in curves for m in members) else [],
-            threshold=None if threshold is None else float(threshold),
-            env_steps=result.env_steps,
-            wall_seconds=result.wall_seconds,
-        )
-        for settings, members in groups.items()
-    ]
-
-
-def read_result(run: Path) -> Result:
-    """result.json of a run folder; UserError where the run has not come to its end."""
-    path = run / "result.json"
-    if not path.is_file():
-        raise UserError(f"{run}: no result.json; expected the folder of a finished run, or a config file")
-    try:
-        return Result.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        fault = error.errors()[0]
-        where = ".".join(str(part) for part in fault["loc"])
-        raise UserError(f"{path}: not the result of a run: {where + ': ' if where else ''}{fault['msg']}") from None
-
-
-def read_curves(path: Path) -> dict[int, Curve]:
-    """Greedy evaluations of each member that has any; of two at the same step the later counts.
-
-    Lines that a crash cut short, and lines without an evaluation, are passed over.
-    """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; it holds the evaluations of the run")
-    returns: dict[int, dict[int, float]] = defaultdict(dict)
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if row.get("eval/return_greedy") is not None:
-                returns[row["member"]][row["env_steps"]] = float(row["eval/return_greedy"])
-    return {member: to_curve(values) for member, values in returns.items()}
-
-
-def to_curve(values: dict[int, float]) -> Curve:
-    env_steps = sorted(values)
-    return Curve(np.array(env_steps), np.array([values[step] for step in env_steps]))
+def common_threshold(entries: Sequence[Entry]) -> float | None:
+    """The return that counts as solved, where the entries that name one agree."""
+    named = {entry.threshold for entry in entries} - {None}
+    return named.pop() if len(named) == 1 else None

@@ -9,7 +9,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from agent.analysis.comparison import Comparison, Summary
+from agent.analysis.comparison import FEW_SEEDS, Comparison, Summary
 from agent.analysis.statistics import Interval, iqm, stratified_bootstrap
 
 
@@ -69,18 +69,35 @@ def summary_table(comparison: Comparison) -> Table:
         table.add_row(
             summary.label,
             str(summary.num_seeds),
-            over_interval(summary.final_iqm, summary.final_interval),
+            over_interval(summary.final_iqm, summary.final_interval) + mark(comparison, summary.label),
             number(summary.final_worst),
             over_interval(summary.area, summary.area_interval),
             steps(summary),
             str(timedelta(seconds=round(summary.wall_seconds))),
         )
+    table.caption = "\n".join(notes(comparison))
+    return table
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """How to read the results, as far as it concerns these."""
+    lines = []
+    if any(mark(comparison, summary.label) for summary in comparison.summaries):
+        lines.append(f"* differs from {comparison.best.label}, the best: the interval of the difference excludes zero")
     if comparison.threshold is not None:
-        table.caption = (
+        lines.append(
             f"threshold {comparison.threshold:g}: first evaluation there, and from when three in a row are; "
             "median over seeds (seeds that got there)"
         )
-    return table
+    if any(summary.num_seeds < FEW_SEEDS for summary in comparison.summaries):
+        lines.append(f"with fewer than {FEW_SEEDS} seeds the intervals are too narrow")
+    return lines
+
+
+def mark(comparison: Comparison, label: str) -> str:
+    """A star where an entry's final return differs from the best one's."""
+    against_best = comparison.against_best(label)
+    return " *" if against_best and against_best.final_differs else ""
 
 
 def steps(summary: Summary) -> str:
@@ -101,15 +118,11 @@ def pairs_table(comparison: Comparison) -> Table:
         table.add_row(
             f"{pair.better}\nagainst {pair.worse}",
             over_interval(pair.probability_of_improvement, pair.probability_interval),
-            over_interval(pair.final_difference, pair.final_difference_interval) + mark(pair.final_difference_interval),
-            over_interval(pair.area_difference, pair.area_difference_interval) + mark(pair.area_difference_interval),
+            over_interval(pair.final_difference, pair.final_difference_interval) + " *" * pair.final_differs,
+            over_interval(pair.area_difference, pair.area_difference_interval) + " *" * pair.area_differs,
         )
     table.caption = "* the interval of the difference excludes zero"
     return table
-
-
-def mark(interval: Interval | None) -> str:
-    return " *" if interval and (interval.low > 0 or interval.high < 0) else ""
 
 
 def over_interval(value: float | None, interval: Interval | None) -> str:

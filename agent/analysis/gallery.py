@@ -1,0 +1,86 @@
+"""The figures of a comparison: which there are, and what each says."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from agent.analysis import figures
+from agent.analysis.comparison import Comparison
+from agent.analysis.run_folder import GREEDY_RETURN, Entry
+from agent.analysis.statistics import Curve, on_common_grid, performance_profile
+from agent.metrics import METRICS
+
+BAND = "IQM over seeds, in a band of its 95 % interval."
+
+
+@dataclass(frozen=True)
+class FigureFile:
+    """A figure as it stands in the report."""
+
+    path: Path
+    title: str
+    caption: str
+
+
+def write_figures(comparison: Comparison, folder: Path) -> list[FigureFile]:
+    """Writes each figure for which there is data."""
+    written = [
+        learning_curves(comparison, folder / "learning_curves.png"),
+        profile(comparison, folder / "performance_profile.png"),
+        improvement(comparison, folder / "probability_of_improvement.png"),
+        metric(comparison, "estimator/tau", "Temperature tau", folder / "tau.png"),
+        metric(comparison, "actor/entropy", "Entropy of the policy", folder / "entropy.png"),
+    ]
+    gradients = sorted({name for e in comparison.entries for name in e.metrics if name.startswith("gradient/")})
+    for name in gradients:
+        words = name.removeprefix("gradient/").replace("_", " ")
+        written.append(metric(comparison, name, f"Gradient: {words}", folder / f"{name.replace('/', '_')}.png"))
+    return [figure for figure in written if figure]
+
+
+def learning_curves(comparison: Comparison, path: Path) -> FigureFile | None:
+    curves = curves_of(comparison.entries, GREEDY_RETURN)
+    if not curves:
+        return None
+    figures.learning_curves(curves, path, comparison.threshold, comparison.env_id)
+    return FigureFile(path, "Learning curves", f"Greedy return of the evaluations during training. {BAND}")
+
+
+def metric(comparison: Comparison, name: str, title: str, path: Path) -> FigureFile | None:
+    """A metric over time, of the entries that have it."""
+    curves = curves_of(comparison.entries, name)
+    if not curves:
+        return None
+    figures.metric_curves(curves, path, f"{name}\n(IQM of seeds, 95 % interval)", comparison.env_id)
+    known = METRICS.get(name)
+    what = f"{name} = {known.formula} [{known.unit}]; {known.meaning}." if known else f"{name}, as logged."
+    return FigureFile(path, title, f"{what} {BAND}")
+
+
+def curves_of(entries: Sequence[Entry], name: str) -> dict[str, Curve]:
+    """A metric of each entry on the steps that all its seeds have."""
+    grids = {entry.label: on_common_grid(entry.curves(name)) for entry in entries if entry.curves(name)}
+    return {label: curve for label, curve in grids.items() if len(curve.env_steps)}
+
+
+def profile(comparison: Comparison, path: Path) -> FigureFile:
+    scores = np.unique(np.concatenate([entry.final_returns for entry in comparison.entries]))
+    room = 0.05 * np.ptp(scores) or 1.0
+    thresholds = np.array([scores[0] - room, *scores, scores[-1] + room])
+    profiles = {entry.label: performance_profile(entry.final_returns, thresholds) for entry in comparison.entries}
+    figures.performance_profiles(profiles, path, comparison.env_id)
+    caption = "Share of an entry's seeds that end above a return x; higher is better. Bands: 95 % intervals, x by x."
+    return FigureFile(path, "Performance profile", caption)
+
+
+def improvement(comparison: Comparison, path: Path) -> FigureFile | None:
+    if not comparison.pairs:
+        return None
+    cells = {(p.better, p.worse): (p.probability_of_improvement, p.probability_interval) for p in comparison.pairs}
+    figures.improvement_matrix(
+        [entry.label for entry in comparison.entries], cells, path, f"{comparison.env_id}: P(row > column)"
+    )
+    caption = "How likely a seed of the row ends above one of the column, a tie counting half; 95 % intervals."
+    return FigureFile(path, "Probability of improvement", caption)

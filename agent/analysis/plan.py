@@ -1,0 +1,113 @@
+"""What a comparison trains: each combination of the varied settings, in a folder that its settings decide."""
+
+import hashlib
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from agent.config import NOT_LEARNING, Config, is_among, is_read_by, nearest, settings
+from agent.config_loader import Yaml12FloatLoader, load_config, yaml_scalar
+from envs.errors import UserError
+
+Axes = dict[str, list[Any]]  # dotted key: values
+
+
+def axes_of(algorithms: Sequence[str], estimators: Sequence[str], varied: Sequence[str]) -> Axes:
+    """The settings to vary, from the command line's options."""
+    axes: Axes = {}
+    for option, key, values in (
+        ("--algorithms", "algorithm", algorithms),
+        ("--estimators", "estimator.name", estimators),
+    ):
+        if values:
+            axes[key] = list(values)
+        if settings_among := [value for value in values if "=" in value]:
+            raise UserError(
+                f"{option}: got '{settings_among[0]}'; settings go before the options: CONFIG key=value {option} …"
+            )
+    for key, values in map(parse_axis, varied):
+        if key in axes:
+            raise UserError(f"--vary: {key} is varied twice; give all its values at once: {key}=v1,v2")
+        axes[key] = values
+    return axes
+
+
+def parse_axis(text: str) -> tuple[str, list[Any]]:
+    """--vary key=v1,v2: the values as YAML. UserError for what cannot be compared."""
+    key, separator, listed = text.partition("=")
+    if not separator or not key:
+        raise UserError(f"--vary: '{text}' is not of the form key=v1,v2; for example tau.start=2.0,1.0,0.5")
+    try:
+        values = yaml.load(f"[{listed}]", Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
+    except yaml.YAMLError:
+        raise UserError(f"--vary: {key}: cannot read the values '{listed}'; separate them by commas") from None
+    if not values:
+        raise UserError(f"--vary: {key}: no values; for example {key}=v1,v2")
+    known = [k for k, _ in settings()]
+    if key not in known and not key.startswith("env.kwargs."):
+        raise UserError(f"--vary: unknown key '{key}'{nearest(key, known)}")
+    if key in ("seed", "seeds"):
+        raise UserError(f"--vary: {key}: seeds are replications, not something to compare; use --seeds N")
+    if is_among(key, NOT_LEARNING):
+        raise UserError(f"--vary: {key} does not change what is learned; set it for all runs: CONFIG {key}=…")
+    return key, values
+
+
+def plan(
+    config_file: str, axes: Mapping[str, Sequence[Any]], seeds: int | None, overrides: Sequence[str]
+) -> list[Config]:
+    """The runs that a comparison needs, one per combination, each in a folder that its settings alone decide.
+
+    Every combination is a run of its own even where a sweep could train several in one process: then one more value
+    trains one more run, and leaves the others as they are.
+    A setting that an algorithm does not read is not varied for it.
+    """
+    configs: dict[str, Config] = {}
+    own = [] if seeds is None else [f"seeds={seeds}"]
+    for values in itertools.product(*axes.values()):
+        chosen = dict(zip(axes, values, strict=True))
+        algorithm = [f"algorithm={yaml_scalar(chosen['algorithm'])}"] if "algorithm" in chosen else []
+        base = load_config(config_file, [*overrides, *algorithm, *own, "run_dir=null"])
+        read = [f"{key}={yaml_scalar(value)}" for key, value in chosen.items() if is_read_by(base.algorithm, key)]
+        config = load_config(config_file, [*overrides, *own, *read, "run_dir=null"])
+        if both := set(axes) & set(config.sweep):
+            raise UserError(f"{', '.join(sorted(both))}: both varied and swept; choose one")
+        folder = str(run_folder(config_file, config))
+        configs[folder] = config.model_copy(update={"run_dir": folder})
+    algorithms = sorted({config.algorithm for config in configs.values()})
+    for key in axes:
+        if not any(is_read_by(algorithm, key) for algorithm in algorithms):
+            raise UserError(f"{key}: nothing to vary, {' and '.join(algorithms)} does not read it")
+    return list(configs.values())
+
+
+def run_folder(config_file: str, config: Config) -> Path:
+    digest = hashlib.sha256(config.model_copy(update={"device": "auto"}).to_yaml().encode()).hexdigest()[:8]
+    return Path("runs") / f"compare-{name_of(config_file)}-{config.algorithm}-{digest}"
+
+
+def name_of(path: str) -> str:
+    """What to call a comparison of a config file or run: its name, a run's config.yaml by its folder's."""
+    return Path(path).parent.name if Path(path).name == "config.yaml" else Path(path).stem
+
+
+def train_missing(configs: Sequence[Config], train: Callable[[Config], Path], announce: Callable[[str], None]) -> None:
+    """Trains those of the runs that are not finished; one that was broken off starts anew."""
+    for number, config in enumerate(configs, 1):
+        folder = Path(str(config.run_dir))
+        if (folder / "result.json").is_file():
+            announce(f"[{number}/{len(configs)}] {folder}: trained before")
+            continue
+        announce(f"[{number}/{len(configs)}] training {config.algorithm}, {len(config.members())} members: {folder}")
+        set_aside(folder)
+        train(config)
+
+
+def set_aside(folder: Path) -> None:
+    """Moves an unfinished run out of the way without deleting anything."""
+    if folder.exists():
+        taken = (folder.with_name(f"{folder.name}.unfinished-{i}") for i in range(1, 10_000))
+        folder.rename(next(path for path in taken if not path.exists()))

@@ -1,0 +1,128 @@
+"""What a comparison trains, and where."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent.analysis.plan import axes_of, name_of, plan, set_aside, train_missing
+from agent.config import ONE_ALGORITHM_ONLY, Config, settings
+from envs import UserError
+
+CARTPOLE = "configs/cartpole.yaml"
+BOTH = {"algorithm": ["gumbel_actor_critic", "reinforce"]}
+
+
+def test_plan_gives_each_configuration_a_folder_of_its_own() -> None:
+    both = plan(CARTPOLE, BOTH, 3, ["wandb.mode=disabled"])
+    again = plan(CARTPOLE, {}, 3, ["wandb.mode=disabled"])
+    changed = plan(CARTPOLE, {}, 3, ["wandb.mode=disabled", "gamma=0.9"])
+    assert [c.seeds for c in both] == [3, 3] and [c.algorithm for c in both] == ["gumbel_actor_critic", "reinforce"]
+    assert both[0].run_dir == again[0].run_dir
+    assert len({both[0].run_dir, both[1].run_dir, changed[0].run_dir}) == 3
+
+
+def test_axes_multiply() -> None:
+    axes = axes_of([], ["exact", "score_function"], ["tau.start=2.0,1e-1", "hidden_sizes=[8],[8, 8]"])
+    configs = plan(CARTPOLE, axes, None, [])
+    assert [(c.estimator.name, c.tau.start, c.hidden_sizes) for c in configs] == [
+        (estimator, tau, sizes)
+        for estimator in ("exact", "score_function")
+        for tau in (2.0, 0.1)
+        for sizes in ([8], [8, 8])
+    ]
+
+
+def test_keyword_arguments_of_the_environment_can_be_varied() -> None:
+    configs = plan(CARTPOLE, axes_of([], [], ["env.kwargs.sutton_barto_reward=true,false"]), None, [])
+    assert [c.env.kwargs for c in configs] == [{"sutton_barto_reward": True}, {"sutton_barto_reward": False}]
+
+
+def test_a_setting_that_an_algorithm_does_not_read_is_not_varied_for_it() -> None:
+    configs = plan(CARTPOLE, BOTH | {"estimator.name": ["exact", "score_function"]}, None, [])
+    assert [(c.algorithm, c.estimator.name) for c in configs[:2]] == [
+        ("gumbel_actor_critic", "exact"),
+        ("gumbel_actor_critic", "score_function"),
+    ]
+    assert [c.algorithm for c in configs[2:]] == ["reinforce"]
+
+
+def test_what_each_algorithm_is_said_not_to_read_exists_and_is_not_read() -> None:
+    known = [key for key, _ in settings()]
+    for names in ONE_ALGORITHM_ONLY.values():
+        assert all(any(key == name or key.startswith(name) for key in known) for name in names)
+    for algorithm, file in (("gumbel_actor_critic", "reinforce"), ("reinforce", "gumbel_actor_critic")):
+        source = Path(f"agent/{file}.py").read_text()
+        for name in ONE_ALGORITHM_ONLY[algorithm]:
+            bare = name.rstrip(".")
+            assert f'per_member("{name}' not in source and f"config.{bare}\n" not in source
+            assert (
+                f"config.{bare}." not in source and f"config.{bare})" not in source and f"config.{bare}," not in source
+            )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"varied": ["gama=1,2"]}, "unknown key 'gama'; did you mean 'gamma'"),
+        ({"varied": ["gamma"]}, "not of the form key=v1,v2"),
+        ({"varied": ["gamma="]}, "no values"),
+        ({"varied": ["gamma=[1"]}, "cannot read the values"),
+        ({"varied": ["gamma=0.9", "gamma=0.8"]}, "varied twice"),
+        ({"varied": ["algorithm=reinforce"], "algorithms": ["reinforce"]}, "varied twice"),
+        ({"varied": ["seed=0,1"]}, "use --seeds"),
+        ({"varied": ["wandb.mode=disabled,offline"]}, "does not change what is learned"),
+        ({"algorithms": ["reinforce", "gamma=0.9"]}, "settings go before the options"),
+    ],
+)
+def test_unusable_axes_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        axes_of(
+            options.get("algorithms", []),
+            options.get("estimators", []),
+            options["varied"] if "varied" in options else [],
+        )
+
+
+@pytest.mark.parametrize(
+    ("axes", "overrides", "message"),
+    [
+        ({"algorithm": ["reinforc"]}, [], "did you mean 'reinforce'"),
+        ({"estimator.name": ["exat"]}, [], "did you mean 'exact'"),
+        ({"gamma": [2]}, [], "gamma: got 2, must be less than 1"),
+        ({"gamma": [0.9]}, ["sweep={gamma: [0.8, 0.9]}"], "both varied and swept"),
+        ({"estimator.name": ["exact"]}, ["algorithm=reinforce"], "reinforce does not read it"),
+    ],
+)
+def test_unusable_values_are_refused_before_anything_is_trained(axes: Any, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        plan(CARTPOLE, axes, None, overrides)
+
+
+@pytest.mark.parametrize(("path", "name"), [(CARTPOLE, "cartpole"), ("runs/x/config.yaml", "x"), ("runs/x", "x")])
+def test_comparison_is_named_after_its_first_input(path: str, name: str) -> None:
+    assert name_of(path) == name
+
+
+def test_only_missing_runs_are_trained_and_unfinished_ones_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs = plan(CARTPOLE, BOTH, 1, [])
+    monkeypatch.chdir(tmp_path)
+    done, broken = (Path(str(config.run_dir)) for config in configs)
+    done.mkdir(parents=True)
+    (done / "result.json").touch()
+    broken.mkdir(parents=True)
+    (broken / "config.yaml").touch()
+    trained: list[Config] = []
+
+    def train(config: Config) -> Path:
+        trained.append(config)
+        return Path(str(config.run_dir))
+
+    train_missing(configs, train, lambda text: None)
+    assert [config.algorithm for config in trained] == ["reinforce"]
+    assert not broken.exists() and (tmp_path / f"{broken}.unfinished-1" / "config.yaml").exists()
+    broken.mkdir()
+    set_aside(broken)
+    assert (tmp_path / f"{broken}.unfinished-2").exists()

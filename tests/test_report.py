@@ -1,0 +1,190 @@
+"""What a comparison writes: the figures in it, the files, and a page that stands alone."""
+
+import csv
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from fake_runs import compare_runs, fake_run
+
+from agent.analysis.comparison import Comparison
+from agent.analysis.report import tables, write
+from envs import UserError
+
+COMMAND = "python compare.py 'a b' --seeds 3"
+VERSIONS = {"project": "0.0 (commit 1234abcd)", "torch": "9.9"}
+VOID = {"meta", "img", "br", "link"}
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Comparison:
+    good = fake_run(
+        tmp_path / "good",
+        "gumbel_actor_critic",
+        [[0.0, 60.0, 100.0], [0.0, 40.0, 90.0], [60, 60, 80]],
+        metrics={
+            "estimator/tau": [1.0, 0.7, 0.5],
+            "actor/entropy": [0.6, 0.3, 0.1],
+            "gradient/cosine_to_exact": [0.5] * 3,
+        },
+    )
+    bad = fake_run(
+        tmp_path / "bad",
+        "reinforce",
+        [[0.0, 10.0, 20.0], [0.0, 0.0, 10.0], [0.0, 0.0, 60.0]],
+        metrics={"actor/entropy": [0.6, 0.5, 0.4]},
+    )
+    return compare_runs([good, bad])
+
+
+class Page(HTMLParser):
+    """Text, references and unclosed tags of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.references += [str(value) for name, value in attributes if name in ("src", "href", "srcset", "data")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] != ["style"]:
+            self.words += data.split()
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.words)
+
+
+@pytest.fixture
+def page(comparison: Comparison, tmp_path: Path) -> str:
+    write(comparison, tmp_path / "out", COMMAND, VERSIONS)
+    return (tmp_path / "out" / "report.html").read_text()
+
+
+def test_everything_is_written(comparison: Comparison, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    write(comparison, out, COMMAND, VERSIONS)
+    figures = ["learning_curves", "performance_profile", "probability_of_improvement", "tau", "entropy"]
+    pngs = {f"{name}.png" for name in [*figures, "gradient_cosine_to_exact"]}
+    assert {path.name for path in out.iterdir()} == pngs | {"report.html", "results.json", "results.csv"}
+    assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
+
+
+def test_results_json_holds_every_figure(comparison: Comparison, tmp_path: Path) -> None:
+    write(comparison, tmp_path, COMMAND, VERSIONS)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert (results["command"], results["versions"], results["best"]) == (COMMAND, VERSIONS, "gumbel_actor_critic")
+    assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0]
+    assert results["entries"][1]["steps_to_reach"] is None  # infinity is no JSON
+    assert [row["final_return"] for row in results["entries"][1]["by_seed"]] == [20.0, 10.0, 60.0]
+    assert results["pairs"][0]["final_differs"] is True
+    assert results["runs"][0]["command"].startswith("python train.py ")
+
+
+def test_results_csv_has_a_row_per_entry(comparison: Comparison, tmp_path: Path) -> None:
+    write(comparison, tmp_path, COMMAND, VERSIONS)
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] for row in rows] == ["gumbel_actor_critic", "reinforce"]
+    assert float(rows[0]["final_interval_low"]) == 80.0
+    assert float(rows[1]["optimality_gap"]) == pytest.approx(70 / 3)
+
+
+def test_page_is_well_formed_and_needs_nothing_from_elsewhere(page: str) -> None:
+    parsed = Page(page)
+    assert parsed.open == []
+    assert len(parsed.references) == 6 and all(r.startswith("data:image/png;base64,") for r in parsed.references)
+    assert "http" not in page.replace("data:image", "") and "<script" not in page and "@import" not in page
+
+
+def test_page_says_what_was_compared_with_what(page: str) -> None:
+    text = Page(page).text
+    for words in (COMMAND, "commit 1234abcd", "torch 9.9", "/good/config.yaml run_dir=null", "did not record"):
+        assert words in text
+
+
+def test_page_has_every_section(page: str) -> None:
+    text = Page(page).text
+    for heading in (
+        "Results", "Learning curves", "Performance profile", "Probability of improvement", "Temperature tau",
+        "Entropy of the policy", "Gradient: cosine to exact", "What was compared", "Every seed",
+    ):  # fmt: skip
+        assert heading in text
+
+
+def test_page_marks_what_differs_from_the_best(page: str) -> None:
+    text = Page(page).text
+    assert "gumbel_actor_critic has the highest final greedy return" in text
+    assert "Behind it, by an interval that excludes zero: reinforce." in text
+    assert "* differs from gumbel_actor_critic, the best" in text
+
+
+def test_page_has_every_seed(page: str) -> None:
+    table = page[page.index("Every seed") :]
+    assert table.count("<tr>") == 1 + 6
+
+
+def test_page_adapts_to_phone_dark_and_print(page: str) -> None:
+    for rule in ('name="viewport"', "prefers-color-scheme: dark", "@media print", "overflow-x: auto"):
+        assert rule in page
+
+
+def test_page_leaves_out_what_there_is_not(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", "reinforce", [[0, 0, 1], [0, 0, 2]], settings="")
+    write(compare_runs([run]), tmp_path / "out", COMMAND, VERSIONS)
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "No optimality gap" in text and "first at threshold" not in text
+    for heading in ("Temperature tau", "Gradient", "Probability of improvement", "Settings that differ"):
+        assert heading not in text
+
+
+def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "<b>&run", "reinforce", [[0, 0, 1]], env_id="<script>x</script>")
+    write(compare_runs([run]), tmp_path / "out", "<img src=x>", {"torch": "<i>"})
+    page = (tmp_path / "out" / "report.html").read_text()
+    for markup in ("<script>", "<img src=x>", "<i>", "<b>"):
+        assert markup not in page
+    assert "<script>x</script>" in Page(page).text
+
+
+def test_settings_are_listed_as_differing_or_shared(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / str(g), "reinforce", [[0, 0, g]], settings=f"gamma: {g}") for g in (0.5, 0.25)]
+    write(compare_runs(runs), tmp_path / "out", COMMAND, VERSIONS)
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    differing, shared = text[text.index("Settings that differ") :].split("Settings that do not differ")
+    shared = shared[: shared.index("Runs")]
+    assert "gamma 0.5 0.25" in differing and "gamma" not in shared and "normalize_obs true" in shared
+
+
+def test_a_folder_that_cannot_be_made_is_the_users_to_mend(comparison: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot make this folder"):
+        write(comparison, tmp_path / "file", COMMAND, VERSIONS)
+
+
+def test_tables_are_flat(comparison: Comparison) -> None:
+    named = tables(comparison)
+    assert {name: len(rows) for name, rows in named.items()} == {"results": 2, "pairs": 2, "seeds": 6}
+    for rows in named.values():
+        assert all(isinstance(v, str | int | float | None) for row in rows for v in row.values())
+
+
+def test_seeds_without_a_common_step_have_no_curve(tmp_path: Path) -> None:
+    """One seed's record broke off before the other's begins."""
+    first = fake_run(tmp_path / "first", "reinforce", [[0, 0, 1]])
+    second = fake_run(tmp_path / "second", "reinforce", [[0, 0, 1]], first_seed=1)
+    for run, step in ((first, 100), (second, 200)):
+        (run / "metrics.jsonl").write_text(json.dumps({"env_steps": step, "member": 0, "eval/return_greedy": 1.0}))
+    write(compare_runs([first, second]), tmp_path / "out", COMMAND, VERSIONS)
+    assert not (tmp_path / "out" / "learning_curves.png").exists()
