@@ -17,10 +17,11 @@ VERSIONS = {"project": "0.0 (commit 1234abcd)", "torch": "9.9"}
 VOID = {"meta", "img", "br", "link"}
 
 
-@pytest.fixture
-def comparison(tmp_path: Path) -> Comparison:
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    folder = tmp_path_factory.mktemp("runs")
     good = fake_run(
-        tmp_path / "good",
+        folder / "good",
         "gumbel_actor_critic",
         [[0.0, 60.0, 100.0], [0.0, 40.0, 90.0], [60, 60, 80]],
         metrics={
@@ -30,7 +31,7 @@ def comparison(tmp_path: Path) -> Comparison:
         },
     )
     bad = fake_run(
-        tmp_path / "bad",
+        folder / "bad",
         "reinforce",
         [[0.0, 10.0, 20.0], [0.0, 0.0, 10.0], [0.0, 0.0, 60.0]],
         metrics={"actor/entropy": [0.6, 0.5, 0.4]},
@@ -66,24 +67,27 @@ class Page(HTMLParser):
         return " ".join(self.words)
 
 
+@pytest.fixture(scope="module")
+def out(comparison: Comparison, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("comparisons") / "new"
+    write(comparison, folder, COMMAND, VERSIONS)
+    return folder
+
+
 @pytest.fixture
-def page(comparison: Comparison, tmp_path: Path) -> str:
-    write(comparison, tmp_path / "out", COMMAND, VERSIONS)
-    return (tmp_path / "out" / "report.html").read_text()
+def page(out: Path) -> str:
+    return (out / "report.html").read_text()
 
 
-def test_everything_is_written(comparison: Comparison, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    write(comparison, out, COMMAND, VERSIONS)
+def test_everything_is_written(out: Path) -> None:
     figures = ["learning_curves", "performance_profile", "probability_of_improvement", "tau", "entropy"]
     pngs = {f"{name}.png" for name in [*figures, "gradient_cosine_to_exact"]}
     assert {path.name for path in out.iterdir()} == pngs | {"report.html", "results.json", "results.csv"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
 
 
-def test_results_json_holds_every_figure(comparison: Comparison, tmp_path: Path) -> None:
-    write(comparison, tmp_path, COMMAND, VERSIONS)
-    results = json.loads((tmp_path / "results.json").read_text())
+def test_results_json_holds_every_figure(out: Path) -> None:
+    results = json.loads((out / "results.json").read_text())
     assert (results["command"], results["versions"], results["best"]) == (COMMAND, VERSIONS, "gumbel_actor_critic")
     assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0]
     assert results["entries"][1]["steps_to_reach"] is None  # infinity is no JSON
@@ -92,9 +96,8 @@ def test_results_json_holds_every_figure(comparison: Comparison, tmp_path: Path)
     assert results["runs"][0]["command"].startswith("python train.py ")
 
 
-def test_results_csv_has_a_row_per_entry(comparison: Comparison, tmp_path: Path) -> None:
-    write(comparison, tmp_path, COMMAND, VERSIONS)
-    with (tmp_path / "results.csv").open() as file:
+def test_results_csv_has_a_row_per_entry(out: Path) -> None:
+    with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["gumbel_actor_critic", "reinforce"]
     assert float(rows[0]["final_interval_low"]) == 80.0
