@@ -104,9 +104,9 @@ def test_unusable_critics_are_explained(
 
 
 def test_illegal_choices_take_no_part(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Taxi-v3 has masks: with one legal choice in some states, others with six; the report runs and is finite."""
+    """Taxi-v4 has masks: with one legal choice in some states, others with six; the report runs and is finite."""
     folder = tmp_path / "taxi"
-    taxi = ["env.id=Taxi-v3", *SHORT[1:], f"run_dir={folder}"]
+    taxi = ["env.id=Taxi-v4", *SHORT[1:], f"run_dir={folder}"]
     assert train.main(taxi) == 0
     capsys.readouterr()
     assert evaluate.main([str(folder), "--gradients", "--json"]) == 0

@@ -1,0 +1,153 @@
+"""Critics and estimators on factored bandits with a known optimum: share of the way from random to it.
+
+    python benchmarks/factored.py                                   # every task, ten seeds: hours on one core
+    python benchmarks/factored.py --tasks weak_1e6 --runs multilinear/exact joint/straight_through_gumbel_softmax
+    python benchmarks/factored.py --ppo ../peers                    # Stable-Baselines3's PPO beside them, from its venv
+
+All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command goes on. Runs lie
+in --work; the table, the figure and the numbers go to benchmarks/results/factored.*.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+sys.path.pop(0)  # this folder: its profile.py would hide the library's
+sys.path.insert(0, str(HERE.parent))
+
+import numpy as np
+import torch
+
+from agent.analysis.figures import metric_curves
+from agent.analysis.run_folder import GREEDY_RETURN, load_run
+from agent.analysis.statistics import Curve, iqm, stratified_bootstrap
+from agent.config_loader import load_config
+from agent.training.trainer import train
+from envs.chain_bandit import ChainBandit
+
+TASKS: dict[str, dict[str, Any]] = {
+    "weak_1e6": {"num_factors": 8, "num_choices": 6, "interaction": 0.5},
+    "strong_1e6": {"num_factors": 8, "num_choices": 6, "interaction": 2.0},
+    "weak_1e8": {"num_factors": 8, "num_choices": 10, "interaction": 0.5},
+    "strong_1e8": {"num_factors": 8, "num_choices": 10, "interaction": 2.0},
+}
+RUNS = [
+    "multilinear/exact",
+    "multilinear/local_expectation",
+    "multilinear/straight_through_gumbel_softmax",
+    "multilinear/gumbel_rao",
+    "multilinear/score_function",
+    "joint/local_expectation",
+    "joint/straight_through_gumbel_softmax",
+    "joint/gumbel_rao",
+    "joint/score_function",
+    "per_action/exact",
+    "per_action/straight_through_gumbel_softmax",
+    "reinforce",
+]
+EVALUATIONS = 20
+
+
+def main() -> None:
+    args = parse()
+    rows = []
+    for task in args.tasks:
+        curves = {run: share(task, trained(task, run, args)) for run in args.runs}
+        if args.ppo:
+            curves["Stable-Baselines3 PPO"] = share(task, ppo(task, args))
+        rows += [row(task, run, curve) for run, curve in curves.items()]
+        draw(task, curves, args.out / f"factored_{task}.png")
+    write(rows, args)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--runs", nargs="+", default=RUNS, help="critic/estimator, or reinforce")
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=20_000, help="samples of each seed")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
+    parser.add_argument("--ppo", type=Path, metavar="VENV", help="virtual environment of against_peers.py")
+    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "factored", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figures and numbers")
+    return parser.parse_args()
+
+
+def trained(task: str, run: str, args: argparse.Namespace) -> Curve:
+    """Greedy returns of each seed on the way."""
+    critic, _, estimator = run.partition("/")
+    own = [f"critic.structure={critic}", f"estimator.name={estimator}"] if estimator else ["algorithm=reinforce"]
+    folder = args.work / task / run.replace("/", "-")
+    if not (folder / "result.json").exists():
+        settings = [f"env.kwargs={json.dumps(TASKS[task])}", f"seeds={args.seeds}", f"total_env_steps={args.steps}"]
+        quiet = ["evaluation.episodes=300", f"evaluation.every_env_steps={args.steps // EVALUATIONS}"]
+        settings += [*own, *quiet, *args.set, "wandb.mode=disabled", f"run_dir={folder}"]
+        train(load_config(HERE.parent / "configs" / "chain_bandit.yaml", settings))
+    curves = load_run(folder)[0].curves(GREEDY_RETURN)
+    return Curve(curves[0].env_steps, np.stack([curve.returns for curve in curves]))
+
+
+def ppo(task: str, args: argparse.Namespace) -> Curve:
+    """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
+    path = args.work / task / "sb3_ppo.json"
+    if not path.exists():
+        command = [str(args.ppo / "bin" / "python"), str(HERE / "peers" / "ppo_on_bandit.py")]
+        command += [json.dumps(TASKS[task]), str(args.seeds), str(args.steps), str(args.steps // EVALUATIONS)]
+        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+        found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(found.stdout)
+    found = json.loads(path.read_text())
+    return Curve(np.array(found["env_steps"]), np.array(found["returns"]))
+
+
+def share(task: str, curve: Curve) -> Curve:
+    """0: a random policy, 1: the optimum."""
+    bandit = ChainBandit(1, **TASKS[task])
+    random = bandit.random_value()
+    return Curve(curve.env_steps, (curve.returns - random) / (bandit.optimum() - random))
+
+
+def row(task: str, run: str, curve: Curve) -> dict[str, Any]:
+    final = curve.returns[:, -1]
+    interval = stratified_bootstrap(final)
+    return {
+        "task": task,
+        "run": run,
+        "share": float(iqm(final)),
+        "low": interval.low,
+        "high": interval.high,
+        "worst": float(final.min()),
+        "share_at_5000": float(iqm(curve.returns[:, np.searchsorted(curve.env_steps, 5000)])),
+        "seeds": [float(x) for x in final],
+    }
+
+
+def draw(task: str, curves: dict[str, Curve], path: Path) -> None:
+    kwargs = TASKS[task]
+    joint = kwargs["num_choices"] ** kwargs["num_factors"]
+    title = f"ChainBandit, {joint:,} joint actions, interaction {kwargs['interaction']:g}"
+    metric_curves(curves, path, "share of the way from random to optimum\n(IQM of seeds, 95 % interval)", title)
+
+
+def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    versions = f"torch {torch.__version__}, Python {sys.version.split()[0]}"
+    found = {"command": " ".join(["python", *sys.argv]), "versions": versions, "rows": rows}
+    (args.out / "factored.json").write_text(json.dumps(found, indent=1))
+    lines = ["| task | critic/estimator | share at the end | worst seed | share at 5,000 |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {r['task']} | {r['run']} | {r['share']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['worst']:.3f} "
+        f"| {r['share_at_5000']:.3f} |"
+        for r in rows
+    ]
+    (args.out / "factored.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
