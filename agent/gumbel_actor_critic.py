@@ -105,13 +105,13 @@ class GumbelActorCritic:
                     "constant" if tau.schedule == "adaptive" else tau.schedule,  # held anew at each inspection
                     per_member("tau.start"),
                     per_member("tau.end"),
-                    tau.fraction,
+                    tau.part_of_run(config.total_env_steps),
                 ),
                 (
                     entropy.schedule,
                     per_member("target_entropy.start") * max_entropy,
                     per_member("target_entropy.end") * max_entropy,
-                    entropy.fraction,
+                    entropy.part_of_run(config.total_env_steps),
                 ),
             ]
         )

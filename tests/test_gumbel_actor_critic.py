@@ -12,7 +12,7 @@ from agent.action_space import ActionSpace
 from agent.config import Config, EstimatorConfig
 from agent.config_loader import load_config
 from agent.critics import ReducedQ
-from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.gumbel_actor_critic import TAU, GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
 
@@ -164,6 +164,16 @@ def test_tau_anneals_and_does_not_change_the_drawn_actions() -> None:
     other = make_agent("tau.start=0.01")
     actions = [[a.explore(obs, a.draw_exploration(), uniform=False).item() for _ in range(20)] for a in (agent, other)]
     assert actions[0] == actions[1]
+
+
+def test_a_schedule_may_be_given_in_environment_steps() -> None:
+    """500 of 2000 steps are a quarter of the run; 4000 end with half of the way to go."""
+    tau = ["tau.schedule=linear", "tau.start=2", "tau.end=1", "total_env_steps=2000"]
+    by_fraction, by_steps, beyond = (
+        make_agent(*tau, f"tau.{length}") for length in ("fraction=0.25", "env_steps=500", "env_steps=4000")
+    )
+    assert torch.equal(by_fraction.schedules.table[:, TAU], by_steps.schedules.table[:, TAU])
+    assert beyond.schedules(torch.ones(()))[TAU].item() == pytest.approx(1.5)
 
 
 def test_updates_keep_pace_with_environment_steps(generator: Generator) -> None:
