@@ -45,7 +45,7 @@ def metric_curves(
     if threshold is not None:
         draw_threshold(axes, threshold)
     axes.xaxis.set_major_formatter(lambda steps, _: f"{steps:,.0f}")
-    finish(figure, path, list(curves))
+    finish(figure, path)
 
 
 def performance_profiles(profiles: Mapping[str, Profile], path: Path, title: str = "") -> None:
@@ -58,7 +58,7 @@ def performance_profiles(profiles: Mapping[str, Profile], path: Path, title: str
         alpha = band_alpha(len(profiles))
         axes.fill_between(x, profile.low, profile.high, step="post", color=color, alpha=alpha, linewidth=0)
     axes.set_ylim(-0.02, 1.02)
-    finish(figure, path, list(profiles))
+    finish(figure, path)
 
 
 def improvement_matrix(
@@ -119,7 +119,7 @@ def gradient_quality(rows: Sequence[Mapping[str, Any]], path: Path, batch_size: 
         text = f"error {error:g}" + f" of a batch of {batch_size}" * (error == 0.3)
         at = (SMALLEST * 1.15, error)
         axes.annotate(text, at, xytext=(0, 2), textcoords="offset points", fontsize=7.5, color=FAINT)
-    finish(figure, path, names)
+    finish(figure, path)
 
 
 def style(index: int) -> tuple:
@@ -187,9 +187,10 @@ def new_figure(title: str, xlabel: str, ylabel: str, size: tuple[float, float] =
     return figure, axes
 
 
-def finish(figure: Figure, path: Path, labels: Sequence[str]) -> None:
+def finish(figure: Figure, path: Path) -> None:
     """Legend below, in two columns where the labels are short; the figure grows by as much."""
-    columns = 2 if max(map(len, labels)) <= 24 and len(labels) > 1 else 1
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    columns = 2 if max(map(len, labels)) <= 28 and len(labels) > 1 else 1
     legend = figure.legend(
         loc="outside lower left", ncols=columns, frameon=False, fontsize=9, handlelength=4, labelcolor=INK
     )
