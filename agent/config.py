@@ -69,20 +69,7 @@ class EnvConfig(Section):
     )
 
 
-class Annealed(Section):
-    """A setting that moves from start to end during the run."""
-
-    fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which it moves")
-    env_steps: int | None = Field(
-        None, ge=1, description="environment steps of a member over which it moves, instead of fraction"
-    )
-
-    def part_of_run(self, total_env_steps: int) -> float:
-        """Over which it moves; above 1 where the run ends before."""
-        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
-
-
-class TauConfig(Annealed):
+class TauConfig(Section):
     """Gumbel-softmax temperature. It shapes the gradient only: the draw follows the policy at every tau."""
 
     schedule: Literal["constant", "linear", "exponential", "cosine", "adaptive"] = Field(
@@ -92,9 +79,15 @@ class TauConfig(Annealed):
     )
     start: float = Field(1.0, gt=0, description="tau at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.5, gt=0, description="tau once annealed", json_schema_extra=PER_MEMBER)
+    fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which tau moves")
+    env_steps: int | None = Field(None, ge=1, description="the same in environment steps of a member; none: fraction")
+
+    def part_of_run(self, total_env_steps: int) -> float:
+        """Over which it moves; above 1 where the run ends before."""
+        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
 
 
-class TargetEntropyConfig(Annealed):
+class TargetEntropyConfig(Section):
     """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k.
 
     n_k counts legal choices where the environment gives masks; the sum is then the mean over the batch.
@@ -105,6 +98,12 @@ class TargetEntropyConfig(Annealed):
     )
     start: float = Field(0.7, ge=0, lt=1, description="target at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.1, ge=0, lt=1, description="target once annealed", json_schema_extra=PER_MEMBER)
+    fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which the target moves")
+    env_steps: int | None = Field(None, ge=1, description="the same in environment steps of a member; none: fraction")
+
+    def part_of_run(self, total_env_steps: int) -> float:
+        """Over which it moves; above 1 where the run ends before."""
+        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
 
     @model_validator(mode="after")
     def exponential_needs_positive_ends(self) -> "TargetEntropyConfig":
