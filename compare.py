@@ -13,7 +13,7 @@ from rich.console import Console
 from agent.analysis import filters, plan, report
 from agent.analysis.comparison import compare
 from agent.analysis.entries import arrange, load_runs
-from agent.analysis.run_folder import Entry, read_result, require_one_env
+from agent.analysis.run_folder import Entry, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config import Config
 from agent.exit_codes import exit_code
@@ -79,12 +79,15 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
 
     found, left_out = find(options.filter)
     folders, configs = gather(options)
-    require_one_env({e.runs[0].folder: e.env_id for e in found} | {str(c.run_dir): c.env.id for c in configs})
+    to_train = {str(config.run_dir): config.env.id for config in configs}
+    there = load_runs({folder: name for folder, name in folders.items() if str(folder) not in to_train})
+    require_one_env({e.runs[0].folder: e.env_id for e in [*there, *found]} | to_train)
     for reason in left_out:
         say(f"left out: {reason}")
     plan.train_missing(configs, train, say)
     comparison = compare(arrange([*load_runs(folders), *found]))
-    name = options.name or (plan.name_of(options.inputs[0]) if folders else filters.name_of(options.filter))
+    named = [text for text in options.inputs if "=" not in text]
+    name = options.name or (plan.name_of(named[0]) if named else filters.name_of(options.filter))
     folder = Path("comparisons") / name
     figures = report.write(comparison, folder, command, versions(torch.device("cpu")))
     log_comparison(folder, comparison.entries[0].config, report.tables(comparison), [f.path for f in figures])
@@ -105,7 +108,6 @@ def gather(options: argparse.Namespace) -> tuple[dict[Path, str], list[Config]]:
     configs: list[Config] = []
     for path in (Path(text) for text in options.inputs if "=" not in text):
         if path.is_dir():
-            read_result(path)  # an unfinished run is told now, not once the others are trained
             folders[path] = path.name
             continue
         require_file(path)

@@ -15,6 +15,7 @@ from agent import Policy
 from agent.analysis import figures
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.analysis.gradients import gradient_report, load_critics, visited_states
+from agent.analysis.report import finite
 from agent.analysis.tables import gradients_table, results_table
 from agent.analysis.video import record
 from agent.config_loader import load_config
@@ -56,7 +57,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--env", metavar="ID", help="another environment with the same spaces; module:Id imports module"
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.gradients and (options.weights == "best" or options.greedy or options.sampled or options.video):
+        parser.error("--gradients measures the last weights' gradients, on actions drawn; leave the other options out")
+    return options
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -109,7 +113,7 @@ def report_gradients(options: argparse.Namespace) -> None:
     figure.parent.mkdir(exist_ok=True)
     figures.gradient_quality(rows, figure, config.batch_size, f"{env_id}: error of a gradient estimate")
     if options.json:
-        print(json.dumps({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}))
+        print(json.dumps(finite({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}), allow_nan=False))
     else:
         console = Console()
         console.print(f"{env_id}: gradients of Q for the policy's logits, at states that it visits")

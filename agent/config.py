@@ -74,8 +74,8 @@ class TauConfig(Section):
 
     schedule: Literal["constant", "linear", "exponential", "cosine", "adaptive"] = Field(
         "exponential",
-        description="how tau moves from start to end; constant: stays at start; adaptive: from start to wherever the "
-        "gradient's mean squared error at this batch size is smallest, measured 50 times in a run",
+        description="how tau moves from start to end; constant: stays at start; adaptive: from start to where bias^2 + "
+        "variance / batch_size of the gradient at replayed states is smallest, measured 50 times, within [0.05, 5]",
     )
     start: float = Field(1.0, gt=0, description="tau at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.5, gt=0, description="tau once annealed", json_schema_extra=PER_MEMBER)
@@ -146,6 +146,10 @@ class EstimatorConfig(Section):
         "leave_one_out", description="score_function: mean Q of the other actions drawn, or Q at the policy's mean"
     )
 
+    @property
+    def depends_on_tau(self) -> bool:
+        return self.name not in ("straight_through_softmax", "score_function", "local_expectation", "exact")
+
     @model_validator(mode="after")
     def leave_one_out_needs_others(self) -> "EstimatorConfig":
         if self.name == "score_function" and self.baseline == "leave_one_out" and self.num_samples < 2:
@@ -154,10 +158,10 @@ class EstimatorConfig(Section):
 
 
 class CriticConfig(Section):
-    structure: Literal["auto", "per_action", "multilinear", "joint"] = Field(
-        "auto",
+    structure: Literal["per_action", "multilinear", "joint"] = Field(
+        "multilinear",
         description="per_action: one value per choice, Q their mean over factors; multilinear: that and an interaction "
-        "of each pair of factors; joint: an MLP on [obs, action]; auto: per_action for one factor, joint for several",
+        "of each pair of factors, none where there is one factor; joint: an MLP on [obs, action]",
     )
     rank: int = Field(16, ge=1, description="multilinear: numbers that describe a choice to the other factors")
     reduce: Literal["auto", "min", "mean"] = Field(
@@ -272,6 +276,12 @@ class Config(Section):
                 )
             if not values:
                 raise ValueError(f"sweep of '{key}' has no values")
+        return self
+
+    @model_validator(mode="after")
+    def adaptive_tau_needs_an_estimator_with_tau(self) -> "Config":
+        if self.tau.schedule == "adaptive" and not self.estimator.depends_on_tau:
+            raise ValueError(f"tau.schedule: got 'adaptive', but estimator.name={self.estimator.name} uses no tau")
         return self
 
     @model_validator(mode="after")

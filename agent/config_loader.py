@@ -71,7 +71,7 @@ def parse_override(text: str) -> tuple[str, Any]:
         raise ConfigError(f"command line: '{text}' is not of the form key=value")
     try:
         return key, yaml.load(value, Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
         raise ConfigError(f"command line: {key}: cannot read the value '{value}'") from None
 
 
@@ -145,7 +145,7 @@ def help_text() -> str:
 
 
 def yaml_scalar(value: Any) -> str:
-    return "none" if value is None else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    return "null" if value is None else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
 def allowed_values(field: FieldInfo) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
+from torch.nn import functional as F
 
 from agent import losses
 from agent.action_space import ActionSpace
@@ -119,7 +120,7 @@ class JointCritic:
         *,
         layer_norm: bool = False,
     ) -> None:
-        self.num_critics = num_critics
+        self.actions, self.num_critics = actions, num_critics
         sizes = [obs_size + actions.num_factors * actions.width, *hidden_sizes, 1]
         self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
 
@@ -144,14 +145,15 @@ class JointCritic:
         return self.mlp.parameter_gradient(evaluation.saved, gradient.flatten(0, 1).unsqueeze(-1))
 
     def counterfactuals(self, encoded: list[Tensor], action: Float[Tensor, "P B K N"]) -> Float[Tensor, "C P B K N"]:
-        """Q(s, a) had factor k taken choice n: K N evaluations as one batch."""
-        num_factors, num_choices = action.shape[2:]
-        factor = torch.eye(num_factors, device=action.device)[:, None, :, None]  # [K, 1, K, 1]
-        choice = torch.eye(num_choices, device=action.device)[None, :, None, :]  # [1, N, 1, N]
-        replaced = action[:, None, None] * (1 - factor).unsqueeze(2) + (factor * choice).unsqueeze(2)
-        rows = replaced.flatten(1, 3)  # [P, K N B, K, N]
-        q = self.evaluate([encoded[0].repeat(1, num_factors * num_choices, 1)], rows).q
-        return q.unflatten(-1, (num_factors, num_choices, -1)).movedim(-1, -3)
+        """Q(s, a) had factor k taken choice n: sum_k n_k evaluations, a factor's as one batch; 0 where none exists."""
+        num_choices = action.shape[-1]
+        columns = []
+        for k, count in enumerate(self.actions.num_choices):
+            replaced = action.repeat(1, count, 1, 1).unflatten(1, (count, -1))
+            replaced[..., k, :] = torch.eye(num_choices, device=action.device)[:count, None]
+            q = self.evaluate([encoded[0].repeat(1, count, 1)], replaced.flatten(1, 2)).q
+            columns.append(F.pad(q.unflatten(-1, (count, -1)).transpose(-1, -2), (0, num_choices - count)))
+        return torch.stack(columns, -2)
 
 
 Critics = MultilinearCritic | JointCritic
@@ -167,13 +169,10 @@ def make_critics(
     device: torch.device | str = "cpu",
 ) -> Critics:
     """Critics of the structure that a config names."""
-    structure = config.structure
-    if structure == "auto":
-        structure = "per_action" if actions.num_factors == 1 else "joint"
     sizes = (obs_size, actions, hidden_sizes, generators, num_critics, device)
-    if structure == "joint":
+    if config.structure == "joint":
         return JointCritic(*sizes, layer_norm=config.layer_norm)
-    rank = config.rank if structure == "multilinear" and actions.num_factors > 1 else 0
+    rank = config.rank if config.structure == "multilinear" and actions.num_factors > 1 else 0
     return MultilinearCritic(*sizes, rank=rank, layer_norm=config.layer_norm)
 
 

@@ -79,7 +79,8 @@ def straight_through_gumbel_softmax(
         y = softmax((logits + g) / tau)    relaxation   eq. 2
         dz/dlogits := dy/dlogits           gradient     sec. 2.2
 
-    The draw is exact for every tau: P(z = a) = softmax(logits)_a. Only the gradient is biased; for an objective linear
+    The form to differentiate; `straight_through` is its gradient in closed form. The draw is exact for every tau:
+    P(z = a) = softmax(logits)_a. Only the gradient is biased; for an objective linear
     in z the bias vanishes as tau -> 0 while the variance grows as 1 / tau.
 
     Args:
@@ -210,7 +211,7 @@ def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue
 
 
 def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
-    """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for a critic linear in each factor; no bias, no variance.
+    """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for the mean of critics that are linear in each factor.
 
     With K = 1 this is the sum over actions of discrete SAC (Christodoulou 2019, eq. 12). Differs from it: a min over
     twin critics is taken after the expectation, where it stays a bound for K > 1 too.
@@ -251,12 +252,10 @@ def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionVa
 
 @dataclass(frozen=True)
 class Estimator:
-    """How it estimates, how many Gumbel draws it takes, and what it needs and heeds."""
+    """How it estimates, and how many Gumbel draws it takes."""
 
     estimate: Callable[[Tensor, Tensor, Tensor, ActionValue], Estimate]
     num_samples: int = 1
-    needs_multilinear_critic: bool = False
-    depends_on_tau: bool = True
 
 
 def make_estimator(config: EstimatorConfig) -> Estimator:
@@ -267,7 +266,7 @@ def make_estimator(config: EstimatorConfig) -> Estimator:
         case "relaxed_gumbel_softmax":
             return Estimator(relaxed_gumbel_softmax)
         case "straight_through_softmax":
-            return Estimator(straight_through_softmax, depends_on_tau=False)
+            return Estimator(straight_through_softmax)
         case "gumbel_rao":
             return Estimator(gumbel_rao, num_samples=1 + config.num_samples)
         case "gapped_straight_through":
@@ -276,8 +275,8 @@ def make_estimator(config: EstimatorConfig) -> Estimator:
             return Estimator(reinmax)
         case "score_function":
             baselines = {"leave_one_out": score_function_leave_one_out, "value": score_function_value}
-            return Estimator(baselines[config.baseline], config.num_samples, depends_on_tau=False)
+            return Estimator(baselines[config.baseline], config.num_samples)
         case "local_expectation":
-            return Estimator(local_expectation, depends_on_tau=False)
+            return Estimator(local_expectation)
         case "exact":
-            return Estimator(exact, num_samples=0, needs_multilinear_critic=True, depends_on_tau=False)
+            return Estimator(exact, num_samples=0)

@@ -32,6 +32,7 @@ RATE, TAU, TARGET_ENTROPY = range(3)  # of the schedules
 TAU_STEPS = (1.0, 0.5, 0.5**0.5, 2**0.5, 2.0)  # an adaptive tau looks at these multiples of itself
 TAU_RANGE = (0.05, 5.0)  # and stays in here
 INSPECTED_STATES, INSPECTED_DRAWS, INSPECTION_ROUNDS = 64, 16, 2
+JOINT_EVALUATIONS = 2048  # of a joint critic, for one draw at all inspected states: fewer states of larger actions
 
 
 class GumbelActorCritic:
@@ -78,12 +79,6 @@ class GumbelActorCritic:
         self.critics, self.target_critics = new_critics(), new_critics()
         self.reduce = reduction(config.critic, self.critics)
         self.estimator = make_estimator(config.estimator)
-        if self.estimator.needs_multilinear_critic and not self.critics.is_multilinear:
-            raise ConfigError(
-                f"estimator.name={config.estimator.name} needs critic.structure=per_action or multilinear: with "
-                f"{actions.num_factors} action factors 'auto' means joint, which at the probabilities is not the "
-                "expectation over actions"
-            )
         self.num_target_samples = 0 if self.critics.is_multilinear else 1
         self.num_samples = self.num_target_samples + self.estimator.num_samples
 
@@ -94,8 +89,6 @@ class GumbelActorCritic:
         self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
         self.optimizer = PopulationAdam([self.critics.mlp.flat, self.actor.mlp.flat, self.log_alpha])
         rate = per_member("learning_rate")
-        if config.tau.schedule == "adaptive" and not self.estimator.depends_on_tau:
-            raise ConfigError(f"tau.schedule: got 'adaptive', but estimator.name={config.estimator.name} uses no tau")
         max_entropy = 1.0 if has_masks else actions.max_entropy  # with masks it is known only in the update
         tau, entropy = config.tau, config.target_entropy
         self.schedules = ScheduleTable(
@@ -266,9 +259,11 @@ class GumbelActorCritic:
 
         Off the hot path, with random numbers of its own: whoever looks changes nothing but an adaptive tau.
         """
-        uniform = torch.rand(
-            (2, self.num_members, INSPECTED_STATES), dtype=torch.float64, generator=generator, device=generator.device
-        )
+        num_states = INSPECTED_STATES
+        if not self.critics.is_multilinear:
+            num_states = min(num_states, max(1, JOINT_EVALUATIONS // sum(self.actions.num_choices)))
+        shape = (2, self.num_members, num_states)
+        uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
         obs, masks = self.normalizer(self.replay.sample(*uniform).obs), self.replay.masks(*uniform)
         logits = self.actor(obs, None if masks is None else masks.obs).repeat(1, INSPECTED_DRAWS, 1, 1)
         obs = obs.repeat(1, INSPECTED_DRAWS, 1)

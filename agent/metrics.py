@@ -73,11 +73,13 @@ METRICS: dict[str, Metric] = {
         "reward per nat",
         "falls while the entropy is above its target; stuck at alpha.min or alpha.max: the target is out of reach",
     ),
-    "estimator/tau": Metric("tau, as used in the update", "1", "moves from tau.start to tau.end on its schedule"),
+    "estimator/tau": Metric(
+        "tau of the update", "1", "from tau.start to tau.end on its schedule, or adaptive; some estimators use none"
+    ),
     "gradient/relative_bias": Metric(
         "|E g - g*| / |g*|,  g the estimator's gradient of Q for the logits at 64 replayed states, g* the exact one",
         "1",
-        "g* by local expectation where the critics are not multilinear; measured 50 times in a run",
+        "g* by local expectation where the critics are joint or reduced by min; measured 50 times in a run",
     ),
     "gradient/relative_variance": Metric(
         "E |g - E g|^2 / |g*|^2, of one draw", "1", "a batch divides it by its size; the bias stays"

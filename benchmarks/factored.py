@@ -1,14 +1,15 @@
 """Critics and estimators on factored bandits with a known optimum: share of the way from random to it.
 
-    python benchmarks/factored.py                                   # every task, ten seeds: hours on one core
+    python benchmarks/factored.py --set compile=true                # every task, ten seeds: hours on one core
     python benchmarks/factored.py --tasks weak_1e6 --runs multilinear/exact joint/straight_through_gumbel_softmax
-    python benchmarks/factored.py --ppo ../peers                    # Stable-Baselines3's PPO beside them, from its venv
+    python benchmarks/factored.py --ppo ../peers                    # Stable-Baselines3's PPO too, from its venv
 
 All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command goes on. Runs lie
-in --work; the table, the figure and the numbers go to benchmarks/results/factored.*.
+in runs/, as those of compare.py; the table, the figures and the numbers go to benchmarks/results/factored*.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -23,13 +24,17 @@ sys.path.insert(0, str(HERE.parent))
 import numpy as np
 import torch
 
+from agent.analysis import plan
 from agent.analysis.figures import metric_curves
-from agent.analysis.run_folder import GREEDY_RETURN, load_run
+from agent.analysis.run_folder import load_run
 from agent.analysis.statistics import Curve, iqm, stratified_bootstrap
-from agent.config_loader import load_config
+from agent.config import Config
+from agent.exit_codes import exit_code
 from agent.training.trainer import train
+from envs import UserError
 from envs.chain_bandit import ChainBandit
 
+CONFIG = HERE.parent / "configs" / "chain_bandit.yaml"
 TASKS: dict[str, dict[str, Any]] = {
     "weak_1e6": {"num_factors": 8, "num_choices": 6, "interaction": 0.5},
     "strong_1e6": {"num_factors": 8, "num_choices": 6, "interaction": 2.0},
@@ -55,9 +60,16 @@ EVALUATIONS = 20
 
 def main() -> None:
     args = parse()
+    sys.exit(exit_code("factored.py", lambda: measure(args), "stopped; the same command goes on"))
+
+
+def measure(args: argparse.Namespace) -> None:
+    configs = {(task, run): config_of(task, run, args) for task in args.tasks for run in args.runs}
+    plan.train_missing(list(configs.values()), train, print)
+    args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for task in args.tasks:
-        curves = {run: share(task, trained(task, run, args)) for run in args.runs}
+        curves = {run: share(task, trained(configs[task, run])) for run in args.runs}
         if args.ppo:
             curves["Stable-Baselines3 PPO"] = share(task, ppo(task, args))
         rows += [row(task, run, curve) for run, curve in curves.items()]
@@ -68,42 +80,50 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
-    parser.add_argument("--runs", nargs="+", default=RUNS, help="critic/estimator, or reinforce")
+    parser.add_argument("--runs", nargs="+", default=RUNS, metavar="RUN", help="critic/estimator, or reinforce")
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=20_000, help="samples of each seed")
+    parser.add_argument("--steps", type=int, default=20_000, help="samples of each seed, 5,000 or more")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     parser.add_argument("--ppo", type=Path, metavar="VENV", help="virtual environment of against_peers.py")
-    parser.add_argument("--work", type=Path, default=HERE.parent / "runs" / "factored", help="folder of the runs")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figures and numbers")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.steps < 5000:
+        parser.error(f"--steps {args.steps}: the table shows the share at 5,000")
+    return args
 
 
-def trained(task: str, run: str, args: argparse.Namespace) -> Curve:
-    """Greedy returns of each seed on the way."""
+def config_of(task: str, run: str, args: argparse.Namespace) -> Config:
+    """In a folder that the settings alone decide.  UserError for a run that there is not."""
     critic, _, estimator = run.partition("/")
+    if not estimator and run != "reinforce":
+        raise UserError(f"--runs {run}: expected critic/estimator or reinforce; for example {RUNS[0]}")
     own = [f"critic.structure={critic}", f"estimator.name={estimator}"] if estimator else ["algorithm=reinforce"]
-    folder = args.work / task / run.replace("/", "-")
-    if not (folder / "result.json").exists():
-        settings = [f"env.kwargs={json.dumps(TASKS[task])}", f"seeds={args.seeds}", f"total_env_steps={args.steps}"]
-        quiet = ["evaluation.episodes=300", f"evaluation.every_env_steps={args.steps // EVALUATIONS}"]
-        settings += [*own, *quiet, *args.set, "wandb.mode=disabled", f"run_dir={folder}"]
-        train(load_config(HERE.parent / "configs" / "chain_bandit.yaml", settings))
-    curves = load_run(folder)[0].curves(GREEDY_RETURN)
+    settings = [f"env.kwargs={json.dumps(TASKS[task])}", f"total_env_steps={args.steps}", "wandb.mode=disabled"]
+    evaluation = ["evaluation.episodes=300", f"evaluation.every_env_steps={args.steps // EVALUATIONS}"]
+    return plan.plan(str(CONFIG), {}, args.seeds, [*settings, *evaluation, *own, *args.set])[0]
+
+
+def trained(config: Config) -> Curve:
+    """Greedy returns of each seed on the way."""
+    curves = load_run(Path(str(config.run_dir)))[0].curves()
     return Curve(curves[0].env_steps, np.stack([curve.returns for curve in curves]))
 
 
 def ppo(task: str, args: argparse.Namespace) -> Curve:
     """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
-    path = args.work / task / "sb3_ppo.json"
+    arguments = [json.dumps(TASKS[task]), str(args.seeds), str(args.steps), str(args.steps // EVALUATIONS)]
+    path = Path("runs") / f"ppo-chain_bandit-{hashlib.sha256(' '.join(arguments).encode()).hexdigest()[:8]}.json"
     if not path.exists():
-        command = [str(args.ppo / "bin" / "python"), str(HERE / "peers" / "ppo_on_bandit.py")]
-        command += [json.dumps(TASKS[task]), str(args.seeds), str(args.steps), str(args.steps // EVALUATIONS)]
-        environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-        found = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        command = [str(args.ppo / "bin" / "python"), str(HERE / "peers" / "ppo_on_bandit.py"), *arguments]
+        found = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, stdout=subprocess.PIPE, text=True
+        )
+        if found.returncode:
+            raise UserError(f"--ppo {args.ppo}: the peer failed, see above; against_peers.py --install makes its venv")
+        path.parent.mkdir(exist_ok=True)
         path.write_text(found.stdout)
-    found = json.loads(path.read_text())
-    return Curve(np.array(found["env_steps"]), np.array(found["returns"]))
+    measured = json.loads(path.read_text())
+    return Curve(np.array(measured["env_steps"]), np.array(measured["returns"]))
 
 
 def share(task: str, curve: Curve) -> Curve:

@@ -8,6 +8,7 @@ from test_estimators import AnyQ, enumerated_gradient, linear_q, made, multiline
 from test_gumbel_actor_critic import make_agent
 from torch import Generator, Tensor
 
+from agent.config import ConfigError
 from agent.estimators import Estimator
 from agent.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.gumbel_actor_critic import TAU, GumbelActorCritic
@@ -142,5 +143,5 @@ def test_members_choose_a_tau_of_their_own() -> None:
 
 
 def test_an_estimator_without_tau_cannot_adapt_it() -> None:
-    with pytest.raises(ValueError, match="tau.schedule: got 'adaptive', but estimator.name=exact uses no tau"):
+    with pytest.raises(ConfigError, match="tau.schedule: got 'adaptive', but estimator.name=exact uses no tau"):
         make_agent("tau.schedule=adaptive", "estimator.name=exact")

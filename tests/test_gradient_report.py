@@ -103,12 +103,27 @@ def test_unusable_critics_are_explained(
     assert "critics.safetensors" in error.replace(" ", "") and message in error
 
 
-def test_illegal_choices_take_no_part(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """Taxi-v4 has masks: with one legal choice in some states, others with six; the report runs and is finite."""
+def test_illegal_choices_take_no_part(run: Path) -> None:
+    """With one legal choice in every state there is no gradient to estimate: every norm is zero."""
+    config, policy = load_config(run / "config.yaml"), Policy.load(run, member=0)
+    critics = load_critics(run, config, policy)
+    obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
+    one_legal = torch.tensor([[True, False]]).expand(1, 16, 1, 2)
+    masked, free = (gradient_report(policy, critics, config, States(obs, mask), seed=0) for mask in (one_legal, None))
+    assert all(row["cosine"] != row["cosine"] for row in masked)  # NaN: 0 / 0
+    assert all(row["cosine"] == row["cosine"] for row in free)
+
+
+def test_masks_of_an_environment_reach_the_report(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     folder = tmp_path / "taxi"
-    taxi = ["env.id=Taxi-v4", *SHORT[1:], f"run_dir={folder}"]
-    assert train.main(taxi) == 0
+    assert train.main(["env.id=Taxi-v4", *SHORT[1:], f"run_dir={folder}"]) == 0
     capsys.readouterr()
     assert evaluate.main([str(folder), "--gradients", "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)["rows"]
-    assert all(abs(row["cosine"]) <= 1 for row in rows)
+    assert json.loads(capsys.readouterr().out)["rows"]
+
+
+@pytest.mark.parametrize("option", [["--weights", "best"], ["--greedy"], ["--video", "x"]])
+def test_options_of_another_task_are_refused(run: Path, option: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_info:
+        evaluate.main([str(run), "--gradients", *option])
+    assert exit_info.value.code == 2 and "leave the other options out" in capsys.readouterr().err

@@ -77,11 +77,6 @@ def test_frames_that_do_not_divide_the_observation_are_refused() -> None:
         make_agent("frame_stack=3")
 
 
-def test_exact_with_several_factors_and_an_automatic_critic_is_refused() -> None:
-    with pytest.raises(ValueError, match="estimator.name=exact needs critic.structure=per_action"):
-        make_agent("estimator.name=exact", num_choices=(3, 2))
-
-
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
 def test_target_comes_from_the_target_critics(structure: str, generator: Generator) -> None:
     targets = {}

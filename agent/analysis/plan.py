@@ -42,7 +42,7 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--vary: '{text}' is not of the form key=v1,v2; for example tau.start=2.0,1.0,0.5")
     try:
         values = yaml.load(f"[{listed}]", Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):
         raise UserError(f"--vary: {key}: cannot read the values '{listed}'; separate them by commas") from None
     if not values:
         raise UserError(f"--vary: {key}: no values; for example {key}=v1,v2")
@@ -91,7 +91,9 @@ def run_folder(config_file: str, config: Config) -> Path:
 
 def name_of(path: str) -> str:
     """What to call a comparison of a config file or run: its name, a run's config.yaml by its folder's."""
-    return Path(path).parent.name if Path(path).name == "config.yaml" else Path(path).stem
+    if Path(path).name == "config.yaml":
+        return Path(path).parent.name
+    return Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
 
 
 def train_missing(configs: Sequence[Config], train: Callable[[Config], Path], announce: Callable[[str], None]) -> None:

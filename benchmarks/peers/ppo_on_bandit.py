@@ -5,6 +5,7 @@ import sys
 
 import gymnasium as gym
 import numpy as np
+import torch
 from stable_baselines3 import PPO
 
 import envs  # noqa: F401  registers the environment
@@ -13,8 +14,6 @@ from envs.chain_bandit import ChainBandit
 
 def greedy_return(model: PPO, bandit: ChainBandit) -> float:
     """Mean over contexts of the reward of the most probable action."""
-    import torch
-
     contexts = torch.arange(bandit.num_contexts)
     action, _ = model.predict(contexts.numpy(), deterministic=True)
     return bandit.reward(contexts, torch.as_tensor(np.array(action)), contexts, None).mean().item()
@@ -23,12 +22,11 @@ def greedy_return(model: PPO, bandit: ChainBandit) -> float:
 def main() -> None:
     kwargs, (seeds, steps, every) = json.loads(sys.argv[1]), map(int, sys.argv[2:5])
     bandit = ChainBandit(1, **kwargs)
-    bandit.num_envs = bandit.num_contexts
     returns = []
     for seed in range(seeds):
         env = gym.make("Tensor/ChainBandit-v0", **kwargs)
-        # gamma: episodes of one step; smaller rollouts than the default 2048, or there are ten updates in all
-        model = PPO("MlpPolicy", env, n_steps=256, batch_size=64, gamma=0.99, seed=seed, device="cpu")
+        # Rollouts of 250 instead of 2048, which would leave ten updates in all; the other settings are the defaults.
+        model = PPO("MlpPolicy", env, n_steps=250, batch_size=50, seed=seed, device="cpu")
         curve = []
         for end in range(every, steps + 1, every):
             model.learn(every, reset_num_timesteps=end == every)
