@@ -30,6 +30,7 @@ from agent.analysis.run_folder import load_run
 from agent.analysis.statistics import Curve, iqm, stratified_bootstrap
 from agent.config import Config
 from agent.exit_codes import exit_code
+from agent.policy import Policy
 from agent.training.trainer import train
 from envs import UserError
 from envs.chain_bandit import ChainBandit
@@ -69,9 +70,9 @@ def measure(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     rows = []
     for task in args.tasks:
-        curves = {run: share(task, trained(configs[task, run])) for run in args.runs}
+        curves = {run: trained(task, configs[task, run]) for run in args.runs}
         if args.ppo:
-            curves["Stable-Baselines3 PPO"] = share(task, ppo(task, args))
+            curves["Stable-Baselines3 PPO"] = ppo(task, args)
         rows += [row(task, run, curve) for run, curve in curves.items()]
         draw(task, curves, args.out / f"factored_{task}.png")
     write(rows, args)
@@ -103,10 +104,20 @@ def config_of(task: str, run: str, args: argparse.Namespace) -> Config:
     return plan.plan(str(CONFIG), {}, args.seeds, [*settings, *evaluation, *own, *args.set])[0]
 
 
-def trained(config: Config) -> Curve:
-    """Greedy returns of each seed on the way."""
-    curves = load_run(Path(str(config.run_dir)))[0].curves()
-    return Curve(curves[0].env_steps, np.stack([curve.returns for curve in curves]))
+def trained(task: str, config: Config) -> Curve:
+    """Shares of each seed: on the way as evaluated at contexts drawn, at the end exactly."""
+    folder = Path(str(config.run_dir))
+    curves = load_run(folder)[0].curves()
+    returns = np.stack([curve.returns for curve in curves])
+    returns[:, -1] = final_returns(ChainBandit(1, **TASKS[task]), Policy.load(folder, member="all"))
+    return share(task, Curve(curves[0].env_steps, returns))
+
+
+def final_returns(bandit: ChainBandit, policy: Policy) -> np.ndarray:
+    """Mean over contexts of the reward of each member's most probable action."""
+    contexts = torch.arange(bandit.num_contexts)
+    action = policy.choose(torch.eye(len(contexts)).expand(policy.num_members, -1, -1))
+    return torch.stack([bandit.reward(contexts, own, contexts, None).mean() for own in action]).numpy()
 
 
 def ppo(task: str, args: argparse.Namespace) -> Curve:
@@ -123,7 +134,7 @@ def ppo(task: str, args: argparse.Namespace) -> Curve:
         path.parent.mkdir(exist_ok=True)
         path.write_text(found.stdout)
     measured = json.loads(path.read_text())
-    return Curve(np.array(measured["env_steps"]), np.array(measured["returns"]))
+    return share(task, Curve(np.array(measured["env_steps"]), np.array(measured["returns"])))
 
 
 def share(task: str, curve: Curve) -> Curve:
