@@ -15,33 +15,6 @@ from envs.masks import ACTION_MASK_KEY
 
 PER_MEMBER: dict[str, Any] = {"per_member": True}  # a setting that `sweep` may give each member its own value of
 
-# Settings that the other algorithm does not read; a name ending in "." stands for its section.
-ONE_ALGORITHM_ONLY = {
-    "reinforce": ("reinforce.",),
-    "gumbel_actor_critic": (
-        "learning_rate",
-        "n_step",
-        "batch_size",
-        "updates_per_step",
-        "learning_starts",
-        "replay_capacity",
-        "frame_stack",
-        "target_update_rate",
-        "policy_average_rate",
-        "noise_persistence",
-        "estimator.",
-        "tau.",
-        "alpha.",
-        "target_entropy.",
-        "critic.",
-    ),
-}
-# Settings that do not change what is learned: which members there are, where they run, what is recorded of them.
-NOT_LEARNING = (
-    "seed", "seeds", "sweep", "run_dir", "device", "num_threads", "compile", "log_every_env_steps", "return_threshold",
-    "evaluation.", "wandb.",
-)  # fmt: skip
-
 
 class ConfigError(UserError):
     """A setting that the user can mend: the text says where it stands, what was given and what is allowed."""
@@ -69,7 +42,23 @@ class EnvConfig(Section):
     )
 
 
-class TauConfig(Section):
+class ScheduleConfig(Section):
+    """A setting that moves from start to end during the run."""
+
+    schedule: str
+    start: float
+    end: float
+    fraction: float = Field(gt=0, le=1)
+    env_steps: int | None = Field(
+        None, ge=1, description="the same as fraction, in environment steps of a member; null: fraction decides"
+    )
+
+    def part_of_run(self, total_env_steps: int) -> float:
+        """Over which it moves; above 1 where the run ends before."""
+        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
+
+
+class TauConfig(ScheduleConfig):
     """Gumbel-softmax temperature. It shapes the gradient only: the draw follows the policy at every tau."""
 
     schedule: Literal["constant", "linear", "exponential", "cosine", "adaptive"] = Field(
@@ -80,14 +69,9 @@ class TauConfig(Section):
     start: float = Field(1.0, gt=0, description="tau at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.5, gt=0, description="tau once annealed", json_schema_extra=PER_MEMBER)
     fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which tau moves")
-    env_steps: int | None = Field(None, ge=1, description="the same in environment steps of a member; none: fraction")
-
-    def part_of_run(self, total_env_steps: int) -> float:
-        """Over which it moves; above 1 where the run ends before."""
-        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
 
 
-class TargetEntropyConfig(Section):
+class TargetEntropyConfig(ScheduleConfig):
     """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k.
 
     n_k counts legal choices where the environment gives masks; the sum is then the mean over the batch.
@@ -99,11 +83,6 @@ class TargetEntropyConfig(Section):
     start: float = Field(0.7, ge=0, lt=1, description="target at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.1, ge=0, lt=1, description="target once annealed", json_schema_extra=PER_MEMBER)
     fraction: float = Field(0.5, gt=0, le=1, description="part of the run over which the target moves")
-    env_steps: int | None = Field(None, ge=1, description="the same in environment steps of a member; none: fraction")
-
-    def part_of_run(self, total_env_steps: int) -> float:
-        """Over which it moves; above 1 where the run ends before."""
-        return self.fraction if self.env_steps is None else self.env_steps / total_env_steps
 
     @model_validator(mode="after")
     def exponential_needs_positive_ends(self) -> "TargetEntropyConfig":
@@ -189,7 +168,7 @@ class ReinforceConfig(Section):
 
 class EvaluationConfig(Section):
     every_env_steps: int | None = Field(
-        None, ge=1, description="steps of a member between evaluations; none: 1/20 of the run"
+        None, ge=1, description="steps of a member between evaluations; null: 1/20 of the run"
     )
     episodes: int = Field(10, ge=1, description="episodes of an evaluation during training, greedy and sampled each")
     final_episodes: int = Field(100, ge=1, description="episodes of the evaluation at the end, greedy and sampled each")
@@ -200,8 +179,8 @@ class WandbConfig(Section):
         "auto", description="auto: online where a login is found, else offline; never asks"
     )
     project: str = Field("gumbel-actor-critic", description="W&B project")
-    group: str | None = Field(None, description="W&B group; none: the environment's id")
-    name: str | None = Field(None, description="W&B run name; none: the run folder's name")
+    group: str | None = Field(None, description="W&B group; null: the environment's id")
+    name: str | None = Field(None, description="W&B run name; null: the run folder's name")
     tags: list[str] = Field([], description="W&B tags")
 
 
@@ -218,9 +197,9 @@ class Config(Section):
     num_threads: int = Field(1, ge=1, description="CPU threads of torch; small networks are fastest with 1")
     compile: bool | None = Field(
         None,
-        description="turn the update into C++ first; none: on a CPU with a C++ compiler, where the run is long enough",
+        description="turn the update into C++ first; null: on a CPU with a C++ compiler, where the run is long enough",
     )
-    run_dir: str | None = Field(None, description="folder of the run, exactly; none: a new one under runs/")
+    run_dir: str | None = Field(None, description="folder of the run, exactly; null: a new one under runs/")
 
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
     normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
@@ -261,7 +240,7 @@ class Config(Section):
 
     evaluation: EvaluationConfig = EvaluationConfig()
     log_every_env_steps: int | None = Field(
-        None, ge=1, description="steps of a member between log lines; none: 1/100 of the run"
+        None, ge=1, description="steps of a member between log lines; null: 1/100 of the run"
     )
     return_threshold: float | None = Field(None, description="greedy return that counts as solved")
     wandb: WandbConfig = WandbConfig()
@@ -335,16 +314,6 @@ def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
             yield from settings(field.annotation, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", field
-
-
-def is_among(key: str, names: Sequence[str]) -> bool:
-    """Whether a dotted key is one of the names, or lies in one of the sections."""
-    return any(key.startswith(name) if name.endswith(".") else key == name for name in names)
-
-
-def is_read_by(algorithm: str, key: str) -> bool:
-    """Whether a setting makes a difference to an algorithm."""
-    return not any(is_among(key, names) for other, names in ONE_ALGORITHM_ONLY.items() if other != algorithm)
 
 
 def is_per_member(field: FieldInfo) -> bool:

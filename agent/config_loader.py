@@ -46,7 +46,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
+        values = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if values is None:
@@ -65,13 +65,21 @@ Yaml12FloatLoader.add_implicit_resolver(
 )
 
 
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text; yaml.YAMLError where it is none. Nothing is constructed but plain values."""
+    try:
+        return yaml.load(text, Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
+    except ValueError as error:  # 2024-13-45 looks like a date
+        raise yaml.YAMLError(str(error)) from None
+
+
 def parse_override(text: str) -> tuple[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ConfigError(f"command line: '{text}' is not of the form key=value")
     try:
-        return key, yaml.load(value, Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError):  # a date that is none is a ValueError
+        return key, parse_yaml(value)
+    except yaml.YAMLError:
         raise ConfigError(f"command line: {key}: cannot read the value '{value}'") from None
 
 

@@ -38,23 +38,11 @@ class MultilinearCritic:
 
     is_multilinear = True
 
-    def __init__(
-        self,
-        obs_size: int,
-        actions: ActionSpace,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[Generator],
-        num_critics: int,
-        device: torch.device | str = "cpu",
-        *,
-        rank: int = 0,
-        layer_norm: bool = False,
-    ) -> None:
-        self.actions, self.num_critics, self.rank = actions, num_critics, rank
+    def __init__(self, mlp: PopulationMLP, actions: ActionSpace, num_critics: int, rank: int) -> None:
+        """`mlp`: from observations to K N (1 + rank) numbers."""
+        self.mlp, self.actions, self.num_critics, self.rank = mlp, actions, num_critics, rank
         self.num_values = actions.num_factors * actions.width
-        sizes = [obs_size, *hidden_sizes, self.num_values * (1 + rank)]
-        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
-        self.sign = 1.0 - 2.0 * (torch.arange(rank, device=device) % 2)
+        self.sign = 1.0 - 2.0 * (torch.arange(rank, device=mlp.flat.device) % 2)
 
     def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
         """All that Q(s, .) needs to know of s: a forward pass that ends in f and U."""
@@ -109,20 +97,9 @@ class JointCritic:
 
     is_multilinear = False
 
-    def __init__(
-        self,
-        obs_size: int,
-        actions: ActionSpace,
-        hidden_sizes: Sequence[int],
-        generators: Sequence[Generator],
-        num_critics: int,
-        device: torch.device | str = "cpu",
-        *,
-        layer_norm: bool = False,
-    ) -> None:
-        self.actions, self.num_critics = actions, num_critics
-        sizes = [obs_size + actions.num_factors * actions.width, *hidden_sizes, 1]
-        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm)
+    def __init__(self, mlp: PopulationMLP, actions: ActionSpace, num_critics: int) -> None:
+        """`mlp`: from observation and action together to one number."""
+        self.mlp, self.actions, self.num_critics = mlp, actions, num_critics
 
     def encode(self, obs: Float[Tensor, "P B D"]) -> list[Tensor]:
         return [obs]
@@ -169,11 +146,15 @@ def make_critics(
     device: torch.device | str = "cpu",
 ) -> Critics:
     """Critics of the structure that a config names."""
-    sizes = (obs_size, actions, hidden_sizes, generators, num_critics, device)
+    num_values = actions.num_factors * actions.width
+
+    def mlp(num_in: int, num_out: int) -> PopulationMLP:
+        return PopulationMLP([num_in, *hidden_sizes, num_out], generators, device, layer_norm=config.layer_norm)
+
     if config.structure == "joint":
-        return JointCritic(*sizes, layer_norm=config.layer_norm)
+        return JointCritic(mlp(obs_size + num_values, 1), actions, num_critics)
     rank = config.rank if config.structure == "multilinear" and actions.num_factors > 1 else 0
-    return MultilinearCritic(*sizes, rank=rank, layer_norm=config.layer_norm)
+    return MultilinearCritic(mlp(obs_size, num_values * (1 + rank)), actions, num_critics, rank)
 
 
 def reduction(config: CriticConfig, critics: Critics) -> str:

@@ -28,7 +28,7 @@ from envs.gymnasium_adapter import Step
 from envs.masks import Masks
 
 NUM_CRITICS = 2
-RATE, TAU, TARGET_ENTROPY = range(3)  # of the schedules
+TAU = 1  # of the schedules: learning rate, tau, target entropy
 TAU_STEPS = (1.0, 0.5, 0.5**0.5, 2**0.5, 2.0)  # an adaptive tau looks at these multiples of itself
 TAU_RANGE = (0.05, 5.0)  # and stays in here
 INSPECTED_STATES, INSPECTED_DRAWS, INSPECTION_ROUNDS = 64, 16, 2
@@ -88,26 +88,8 @@ class GumbelActorCritic:
         self.log_alpha = per_member("alpha.start").log().unsqueeze(-1)
         self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
         self.optimizer = PopulationAdam([self.critics.mlp.flat, self.actor.mlp.flat, self.log_alpha])
-        rate = per_member("learning_rate")
         max_entropy = 1.0 if has_masks else actions.max_entropy  # with masks it is known only in the update
-        tau, entropy = config.tau, config.target_entropy
-        self.schedules = ScheduleTable(
-            [
-                ("linear", rate, rate * config.learning_rate_end, 1.0),
-                (
-                    "constant" if tau.schedule == "adaptive" else tau.schedule,  # held anew at each inspection
-                    per_member("tau.start"),
-                    per_member("tau.end"),
-                    tau.part_of_run(config.total_env_steps),
-                ),
-                (
-                    entropy.schedule,
-                    per_member("target_entropy.start") * max_entropy,
-                    per_member("target_entropy.end") * max_entropy,
-                    entropy.part_of_run(config.total_env_steps),
-                ),
-            ]
-        )
+        self.schedules = schedules_of(config, max_entropy, device)
         if obs_size % config.frame_stack:
             raise ConfigError(
                 f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
@@ -292,6 +274,24 @@ class GumbelActorCritic:
             "gradient/relative_variance": measured.relative_variance,
             "gradient/cosine_to_exact": measured.cosine,
         }
+
+
+def schedules_of(config: Config, max_entropy: float, device: torch.device | str) -> ScheduleTable:
+    """Learning rate, tau and target entropy [nats] of each member."""
+
+    def per_member(key: str) -> Float[Tensor, " P"]:
+        return torch.tensor(config.per_member(key), device=device)
+
+    rate, tau, entropy, total = per_member("learning_rate"), config.tau, config.target_entropy, config.total_env_steps
+    held = "constant" if tau.schedule == "adaptive" else tau.schedule  # anew at each inspection
+    entropy_start, entropy_end = (per_member(f"target_entropy.{end}") * max_entropy for end in ("start", "end"))
+    return ScheduleTable(
+        [
+            ("linear", rate, rate * config.learning_rate_end, 1.0),
+            (held, per_member("tau.start"), per_member("tau.end"), tau.part_of_run(total)),
+            (entropy.schedule, entropy_start, entropy_end, entropy.part_of_run(total)),
+        ]
+    )
 
 
 def unbiased_estimator(critics: Critics, reduce: str) -> Estimator:

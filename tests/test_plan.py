@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from agent.analysis.plan import axes_of, name_of, plan, set_aside, train_missing
-from agent.config import ONE_ALGORITHM_ONLY, Config, settings
+from agent.analysis.scope import ONE_ALGORITHM_ONLY
+from agent.config import Config, settings
 from envs import UserError
 
 CARTPOLE = "configs/cartpole.yaml"

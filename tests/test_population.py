@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_gumbel_actor_critic import COMBINATIONS
 from torch import Generator
 
 from agent.action_space import ActionSpace
@@ -14,6 +15,7 @@ from agent.replay import Batch
 from envs import Step
 
 OBS_SIZE, NUM_CHOICES = 3, (3, 2)
+SAMPLED_BY_ALL = ("straight_through_gumbel_softmax", "score_function", "local_expectation")  # on every critic
 SWEEP = "sweep={tau.start: [2.0, 0.3], gamma: [0.9], learning_rate: [0.01, 0.001], target_entropy.end: [0.2]}"
 ALONE_SETTINGS = [  # of the eight members: settings in the order of the sweep, two seeds each
     [f"tau.start={tau}", "gamma=0.9", f"learning_rate={rate}", "target_entropy.end=0.2", f"seed={seed}"]
@@ -40,8 +42,9 @@ def member_of(batch: Batch, i: int) -> Batch:
     return Batch(*(x[i : i + 1] for x in batch))
 
 
-@pytest.mark.parametrize("structure", ["per_action", "joint"])
-@pytest.mark.parametrize("estimator", ["straight_through_gumbel_softmax", "score_function"])
+@pytest.mark.parametrize(
+    ("structure", "estimator"), [c for c in COMBINATIONS if c[0] == "multilinear" or c[1] in SAMPLED_BY_ALL]
+)
 def test_trained_together_is_trained_apart(structure: str, estimator: str) -> None:
     settings = [f"critic.structure={structure}", f"estimator.name={estimator}", "max_grad_norm=0.5"]
     together = make_agent(SWEEP, "seed=5", "seeds=2", *settings)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from agent.analysis.run_folder import Entry, Settings, load_run, require_one_env
-from agent.config import NOT_LEARNING, is_among, is_read_by
+from agent.analysis.scope import NOT_LEARNING, is_among, is_read_by
 from agent.config_loader import yaml_scalar
 
 OWN_PART = ("algorithm", "estimator.name")  # named by their values alone, and always where they differ

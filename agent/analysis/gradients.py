@@ -22,7 +22,7 @@ from agent.policy import Policy
 from envs import VectorEnvironment
 from envs.errors import UserError
 
-FILE = "critics.safetensors"
+CRITICS_FILE = "critics.safetensors"
 TAUS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
 NUM_STATES = 128
@@ -33,12 +33,12 @@ REPEATS, ROUNDS = 8, 256  # draws at each state: their product
 def save_critics(critics: Critics, run: Path) -> None:
     """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
     views = critics.mlp.views(critics.mlp.flat)
-    save_file({name: view.contiguous().cpu() for name, view in views.items()}, run / FILE)
+    save_file({name: view.contiguous().cpu() for name, view in views.items()}, run / CRITICS_FILE)
 
 
 def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
     """The critics of the members that a policy holds.  UserError where the run has none or they do not fit."""
-    path = run / FILE
+    path = run / CRITICS_FILE
     if config.algorithm == "reinforce":
         raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
     if not path.is_file():
@@ -112,7 +112,7 @@ def gradient_report(
             together = quality(pooled(found), pooled(truth))
             rows.append(
                 {
-                    "estimator": title(settings),
+                    "estimator": title(settings, config.estimator),
                     "tau": tau,
                     "relative_bias": together.relative_bias.item(),
                     "relative_std": together.relative_variance.sqrt().item(),
@@ -139,9 +139,9 @@ def estimators(own: EstimatorConfig, is_multilinear: bool) -> list[EstimatorConf
     return settings
 
 
-def title(settings: EstimatorConfig) -> str:
-    """The estimator's name, told apart by its baseline."""
-    return f"score_function ({settings.baseline})" if settings.name == "score_function" else settings.name
+def title(settings: EstimatorConfig, own: EstimatorConfig) -> str:
+    """The estimator's name, with the baseline where it is not the run's."""
+    return settings.name if settings.baseline == own.baseline else f"{settings.name} ({settings.baseline})"
 
 
 def taus(settings: EstimatorConfig) -> list[float | None]:

@@ -8,8 +8,9 @@ from typing import Any
 
 import yaml
 
-from agent.config import NOT_LEARNING, Config, is_among, is_read_by, nearest, settings
-from agent.config_loader import Yaml12FloatLoader, load_config, yaml_scalar
+from agent.analysis.scope import NOT_LEARNING, is_among, is_read_by
+from agent.config import Config, nearest, settings
+from agent.config_loader import load_config, parse_yaml, yaml_scalar
 from envs.errors import UserError
 
 Axes = dict[str, list[Any]]  # dotted key: values
@@ -41,8 +42,8 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not separator or not key:
         raise UserError(f"--vary: '{text}' is not of the form key=v1,v2; for example tau.start=2.0,1.0,0.5")
     try:
-        values = yaml.load(f"[{listed}]", Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError):
+        values = parse_yaml(f"[{listed}]")
+    except yaml.YAMLError:
         raise UserError(f"--vary: {key}: cannot read the values '{listed}'; separate them by commas") from None
     if not values:
         raise UserError(f"--vary: {key}: no values; for example {key}=v1,v2")

@@ -28,6 +28,7 @@ SAVED = {
     "config.yaml": "every setting of the run",
     "metrics.jsonl": "every metric, one line per member",
     "result.json": "the returns above, episode by episode",
+    "critics.safetensors": "the critics at the end, for evaluate.py --gradients",
     "policy/final": "the policies at the end",
     "policy/best": "the policies at each member's best evaluation",
     "wandb": "W&B's files; `wandb sync` uploads an offline run",
@@ -96,7 +97,7 @@ class Console:
         self.message(f"saved in {run_dir}")
         for name, content in SAVED.items():
             if (run_dir / name).exists():
-                self.message(f"  {name:<14} {content}")
+                self.message(f"  {name:<19} {content}")
         self.message("next")
         for command in next_commands:
             self.message(f"  {command}")

@@ -15,7 +15,7 @@ import torch
 
 import envs
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
-from agent.analysis.gradients import save_critics
+from agent.analysis.gradients import CRITICS_FILE, save_critics
 from agent.config import Config, ConfigError
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.policy import MemberInfo, Policy, describe_policy
@@ -217,6 +217,7 @@ def next_commands(run_dir: Path) -> list[str]:
     return [
         f"python evaluate.py {run_dir}",
         f"python evaluate.py {run_dir} --video {run_dir}/videos",
+        *([f"python evaluate.py {run_dir} --gradients"] if (run_dir / CRITICS_FILE).exists() else []),
         f"python compare.py {run_dir}/config.yaml --algorithms gumbel_actor_critic reinforce --seeds 10",
     ]
 
