@@ -16,6 +16,7 @@ from agent.analysis import figures
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.analysis.gradients import gradient_report, load_critics, visited_states
 from agent.analysis.report import finite
+from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table, results_table
 from agent.analysis.video import record
 from agent.config_loader import load_config
@@ -109,7 +110,7 @@ def report_gradients(options: argparse.Namespace) -> None:
         policy.check_fits(env)
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
-    figure = run / "figures" / "gradients.png"
+    figure = run / GRADIENTS_FIGURE
     figure.parent.mkdir(exist_ok=True)
     figures.gradient_quality(rows, figure, config.batch_size, f"{env_id}: error of a gradient estimate")
     if options.json:

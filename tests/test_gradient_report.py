@@ -48,7 +48,7 @@ def test_table_is_printed_without_json(run: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert evaluate.main([str(run), "--gradients", "--member", "all"]) == 0
     out = capsys.readouterr().out
-    assert "cosine" in out and "figures/gradients.png" in out.replace("\n", "")
+    assert "cosine" in out and "1,024" in out and "figures/gradients.png" in out.replace("\n", "")
 
 
 def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> None:

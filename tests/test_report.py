@@ -1,5 +1,6 @@
 """What a comparison writes: the figures in it, the files, and a page that stands alone."""
 
+import base64
 import csv
 import json
 from html.parser import HTMLParser
@@ -14,6 +15,7 @@ from envs import UserError
 
 COMMAND = "python compare.py 'a b' --seeds 3"
 VERSIONS = {"project": "0.0 (commit 1234abcd)", "torch": "9.9"}
+PNG = b"\x89PNG drawn by evaluate.py --gradients"
 VOID = {"meta", "img", "br", "link"}
 
 
@@ -150,6 +152,19 @@ def test_page_leaves_out_what_there_is_not(tmp_path: Path) -> None:
     assert "No optimality gap" in text and "first at threshold" not in text
     for heading in ("Temperature tau", "Gradient", "Probability of improvement", "Settings that differ"):
         assert heading not in text
+
+
+def test_page_shows_the_gradient_figures_that_its_runs_have(tmp_path: Path) -> None:
+    """A figure once for each run, for a sweep's entries together; runs without one are passed over."""
+    plain, swept = (tmp_path / name for name in ("plain", "swept"))
+    fake_run(plain, "reinforce", [[0, 0, 1]])
+    fake_run(swept, "gumbel_actor_critic", [[0, 0, 1], [0, 0, 2]], sweep=[{"tau.start": 1.0}, {"tau.start": 0.5}])
+    (swept / "figures").mkdir()
+    (swept / "figures" / "gradients.png").write_bytes(PNG)
+    write(compare_runs([plain, swept]), tmp_path / "out", COMMAND, VERSIONS)
+    assert [path.name for path in (tmp_path / "out").glob("gradients_*")] == ["gradients_0.png"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count(base64.b64encode(PNG).decode()) == 1 and "Gradient estimators:" in Page(page).text
 
 
 def test_whatever_a_name_holds_is_shown_as_text(tmp_path: Path) -> None:

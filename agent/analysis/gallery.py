@@ -1,5 +1,7 @@
 """The figures of a comparison: which there are, and what each says."""
 
+import shutil
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +10,7 @@ import numpy as np
 
 from agent.analysis import figures
 from agent.analysis.comparison import Comparison
-from agent.analysis.run_folder import GREEDY_RETURN, Entry
+from agent.analysis.run_folder import GRADIENTS_FIGURE, GREEDY_RETURN, Entry
 from agent.analysis.statistics import Curve, on_common_grid, performance_profile
 from agent.metrics import METRICS
 
@@ -37,7 +39,23 @@ def write_figures(comparison: Comparison, folder: Path) -> list[FigureFile]:
     for name in gradients:
         words = name.removeprefix("gradient/").replace("_", " ")
         written.append(metric(comparison, name, f"Gradient: {words}", folder / f"{name.replace('/', '_')}.png"))
-    return [figure for figure in written if figure]
+    return [figure for figure in written if figure] + gradient_reports(comparison.entries, folder)
+
+
+def gradient_reports(entries: Sequence[Entry], folder: Path) -> list[FigureFile]:
+    """Copies of what `evaluate.py --gradients` has drawn in the runs compared."""
+    labels: dict[str, list[str]] = defaultdict(list)
+    for entry in entries:
+        for run in entry.runs:
+            labels[run.folder].append(entry.label)
+    drawn = [name for name in labels if (Path(name) / GRADIENTS_FIGURE).is_file()]
+    copies = []
+    for i, run_folder in enumerate(drawn):
+        path = folder / f"gradients_{i}.png"
+        shutil.copyfile(Path(run_folder) / GRADIENTS_FIGURE, path)
+        caption = f"Bias against standard deviation on trained policies: evaluate.py {run_folder} --gradients."
+        copies.append(FigureFile(path, f"Gradient estimators: {', '.join(labels[run_folder])}", caption))
+    return copies
 
 
 def learning_curves(comparison: Comparison, path: Path) -> FigureFile | None:

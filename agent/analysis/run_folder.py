@@ -17,6 +17,7 @@ from agent.config_loader import flat, read_yaml
 from envs.errors import UserError
 
 GREEDY_RETURN = "eval/return_greedy"
+GRADIENTS_FIGURE = Path("figures") / "gradients.png"
 Settings = dict[str, Any]  # dotted key: value
 
 

@@ -39,24 +39,26 @@ def figures_of(episodes: Mapping[str, Any]) -> list[str]:
 
 def gradients_table(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Table:
     """One row per estimator and tau; the smallest error at the batch size of the run is bold."""
-    table = new_table("estimator", "tau", "bias", "std", "cosine", f"error at batch {batch_size}", "microseconds")
-    errors = [math.sqrt(row["relative_bias"] ** 2 + row["relative_std"] ** 2 / batch_size) for row in rows]
+    batches = sorted({1, batch_size, 1024})
+    table = new_table("estimator", "tau", "bias", "std", "cosine", *(f"error at {b:,}" for b in batches), "µs")
+    errors = [[math.hypot(row["relative_bias"], row["relative_std"] / math.sqrt(b)) for b in batches] for row in rows]
+    of_run = [own[batches.index(batch_size)] for own in errors]
     name = ""
-    for row, error in zip(rows, errors, strict=True):
+    for row, own in zip(rows, errors, strict=True):
         table.add_row(
             "" if row["estimator"] == name else row["estimator"],
             "" if row["tau"] is None else f"{row['tau']:g}",
             f"{row['relative_bias']:.3f}",
             f"{row['relative_std']:.2f}",
             f"{row['cosine']:.3f}",
-            f"{error:.3f}",
+            *(f"{error:.3f}" for error in own),
             f"{row['microseconds']:,.0f}",
-            style="bold" if error == min(errors) else None,
+            style="bold" if own[batches.index(batch_size)] == min(of_run) else None,
         )
         name = row["estimator"]
     table.caption = (
         "relative to the norm of the exact gradient: bias and standard deviation of one draw, and root mean squared "
-        "error of the mean of a batch of draws"
+        f"error of the mean of 1 and more draws; bold: the smallest at the run's batch of {batch_size}"
     )
     return table
 
