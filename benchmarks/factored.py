@@ -13,10 +13,8 @@ import argparse
 import hashlib
 import json
 import os
-import shlex
 import subprocess
 import sys
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +33,7 @@ from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
+from benchmarks.rows import add_rows, commands
 from envs import UserError
 from envs.chain_bandit import ChainBandit
 
@@ -176,24 +175,15 @@ def draw(task: str, curves: dict[str, Curve], path: Path) -> None:
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Adds the rows to those of earlier commands, in place of rows of the same run."""
-    path = args.out / "factored.json"
-    of_run = {(r["task"], r["run"]): r for r in (json.loads(path.read_text())["rows"] if path.exists() else [])}
-    origin = {
-        "date": f"{date.today()}",
-        "command": shlex.join(["python", *sys.argv]),
-        "versions": f"torch {torch.__version__}, Python {sys.version.split()[0]}",
-    }
-    of_run |= {(row["task"], row["run"]): row | origin for row in rows}
-    rows = sorted(of_run.values(), key=lambda row: (list(TASKS).index(row["task"]), -row["share"]))
-    path.write_text(json.dumps({"rows": rows}, indent=1))
+    rows = add_rows(args.out / "factored.json", rows, ("task", "run"))
+    rows.sort(key=lambda row: (list(TASKS).index(row["task"]), -row["share"]))
     lines = ["| task | critic/estimator | share at the end | worst seed | share at 5,000 |", "|---|---|---|---|---|"]
     lines += [
         f"| {r['task']} | {r['run']} | {r['share']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['worst']:.3f} "
         f"| {r['share_at_5000']:.3f} |"
         for r in rows
     ]
-    commands = dict.fromkeys(f"# {row['date']}, {row['versions']}\n{row['command']}" for row in rows)
-    (args.out / "factored.md").write_text("\n".join([HEAD, *lines, "\n```sh", *commands, "```"]) + "\n")
+    (args.out / "factored.md").write_text("\n".join([HEAD, *lines, "", *commands(rows)]) + "\n")
     print("\n".join(lines))
 
 

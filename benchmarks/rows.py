@@ -1,0 +1,38 @@
+"""Results as rows in a JSON file: those of new commands beside those of old ones, each with where it comes from."""
+
+import json
+import shlex
+import sys
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+Row = dict[str, Any]
+
+
+def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
+    """Writes the rows to the file, in place of earlier ones that agree in `key`; returns all that it holds then."""
+    held = read_rows(path)
+    origin = {
+        "date": f"{date.today()}",
+        "command": shlex.join(["python", *sys.argv]),
+        "versions": f"torch {torch.__version__}, gymnasium {gymnasium.__version__}, Python {sys.version.split()[0]}",
+    }
+    by_key = {tuple(row[name] for name in key): row for row in [*held, *(row | origin for row in rows)]}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"rows": list(by_key.values())}, indent=1))
+    return list(by_key.values())
+
+
+def read_rows(path: Path) -> list[Row]:
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
+def commands(rows: Sequence[Row]) -> list[str]:
+    """What made the rows, as lines of Markdown."""
+    made = dict.fromkeys(f"# {row['date']}, {row['versions']}\n{row['command']}" for row in rows)
+    return ["```sh", *made, "```"]

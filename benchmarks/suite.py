@@ -1,0 +1,239 @@
+"""The results table: every task with its config, the actor-critic beside REINFORCE at the same budget.
+
+    python benchmarks/suite.py                                   # every task: hours on one core
+    python benchmarks/suite.py --tasks cartpole acrobot
+    python benchmarks/suite.py --tasks lunar_lander --seeds 5 --algorithms gumbel_actor_critic
+    python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
+
+All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command goes on. Runs
+lie in runs/, as those of compare.py. Rows go to benchmarks/results/suite.json beside those of earlier commands; all of
+them together make suite.md, suite.png and README's table.
+"""
+
+import argparse
+import math
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.pop(0)  # this folder: its profile.py would hide the library's
+sys.path.insert(0, str(HERE.parent))
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from agent.analysis import figures, plan
+from agent.analysis.run_folder import load_run
+from agent.analysis.statistics import (
+    Curve,
+    bootstrap_probability_of_improvement,
+    iqm,
+    probability_of_improvement,
+    stratified_bootstrap,
+)
+from agent.analysis.tables import number
+from agent.config import Config
+from agent.exit_codes import exit_code
+from agent.policy import Policy
+from agent.training.trainer import train
+from benchmarks.rows import Row, add_rows, commands, read_rows
+from benchmarks.tabular import Model, blackjack_model, toy_text_model
+
+OURS, BASELINE = "gumbel_actor_critic", "reinforce"
+MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
+
+
+HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum is
+given. IQM over seeds [95 % bootstrap interval]; P(better): how likely a seed of the actor-critic ends above one of
+REINFORCE at the same budget. Curves: `suite.png`. Each row is `python train.py configs/<task>.yaml seeds=N`."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A row of the table: configs/<name>.yaml, and what it should reach."""
+
+    goal: float  # of the IQM over seeds
+    worst_goal: float = -math.inf  # of the worst seed
+    seeds: int = 10
+    model: Callable[[], Model] | None = None  # of a tabular task: its returns are worked out, not sampled
+
+
+def toy_text(env_id: str) -> Callable[[], Model]:
+    return lambda: toy_text_model(env_id, max_episode_steps=200)
+
+
+TASKS = {
+    "cartpole": Task(475, 475),
+    "acrobot": Task(-75, -100),
+    "mountain_car": Task(-101, -115),
+    "lunar_lander": Task(270, 230),
+    "taxi": Task(7.85, model=toy_text("Taxi-v4")),
+    "cliff_walking": Task(-13.13, model=toy_text("CliffWalking-v1")),
+    "frozen_lake": Task(0.904, model=toy_text("FrozenLake8x8-v1")),
+    "blackjack": Task(-0.0435, model=blackjack_model),
+    "bipedal_walker_bins": Task(300, seeds=5),
+    "half_cheetah_bins": Task(2500, seeds=5),
+}
+
+
+def main() -> None:
+    args = parse()
+    sys.exit(exit_code("suite.py", lambda: measure(args), "stopped; the same command goes on"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK", help="of the table"
+    )
+    parser.add_argument("--algorithms", nargs="+", default=[OURS, BASELINE], choices=[OURS, BASELINE], metavar="NAME")
+    parser.add_argument("--seeds", type=int, metavar="N", help="of each run; default: the table's")
+    parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figure and numbers")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="whose table is written anew")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> None:
+    configs = {
+        (task, algorithm): config_of(task, algorithm, args) for task in args.tasks for algorithm in args.algorithms
+    }
+    plan.train_missing(list(configs.values()), train, print)
+    new = [row(task, algorithm, config) for (task, algorithm), config in configs.items()]
+    rows = add_rows(args.out / "suite.json", new, ("task", "algorithm")) if new else read_rows(args.out / "suite.json")
+    table = results_table(rows)
+    (args.out / "suite.md").write_text(details(table, rows))
+    into_readme(args.readme, table)
+    draw(rows, args.out / "suite.png")
+    print(table)
+
+
+def config_of(task: str, algorithm: str, args: argparse.Namespace) -> Config:
+    settings = [f"algorithm={algorithm}", "wandb.mode=disabled", *args.set]
+    return plan.plan(str(HERE.parent / "configs" / f"{task}.yaml"), {}, args.seeds or TASKS[task].seeds, settings)[0]
+
+
+def row(task: str, algorithm: str, config: Config) -> Row:
+    (entry,) = load_run(Path(str(config.run_dir)))
+    curves = entry.curves()
+    model = TASKS[task].model
+    returns = entry.final_returns if model is None else exact_returns(model(), Path(str(config.run_dir)))
+    return {
+        "task": task,
+        "algorithm": algorithm,
+        "env_id": entry.env_id,
+        "env_steps": entry.env_steps,
+        "returns": returns.tolist(),
+        "curve_env_steps": curves[0].env_steps.tolist(),
+        "curve_returns": [curve.returns.tolist() for curve in curves],
+        "wall_seconds": round(entry.wall_seconds),
+    }
+
+
+def exact_returns(model: Model, run: Path) -> np.ndarray:
+    """Expected return of each member's most probable actions."""
+    policy = Policy.load(run, member="all")
+    masks = None if policy.info.action_mask_key is None else model.masks
+    members = [policy.select([i]) for i in range(policy.num_members)]
+    return np.array([model.value_of(member.act(model.obs, action_mask=masks)) for member in members])
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """Markdown: a row per task, the baseline in it where it was run."""
+    lines = [
+        "| environment | steps a seed | seeds | actor-critic | worst seed | goal (worst) | REINFORCE | P(better) |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for name, task in TASKS.items():
+        of = {row["algorithm"]: row for row in rows if row["task"] == name}
+        if OURS not in of:
+            continue
+        returns = np.array(of[OURS]["returns"])
+        goals = number(task.goal) + (f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else "")
+        is_met = iqm(returns) >= task.goal and returns.min() >= task.worst_goal
+        best = f" (optimum {number(task.model().optimum())})" if task.model else ""
+        cells = [
+            f"[{of[OURS]['env_id']}](configs/{name}.yaml)",
+            f"{of[OURS]['env_steps']:,}",
+            str(len(returns)),
+            with_interval(returns) + best,
+            number(returns.min()),
+            goals + (", met" if is_met else ", missed"),
+            *against(returns, of.get(BASELINE)),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_interval(returns: np.ndarray) -> str:
+    interval = stratified_bootstrap(returns)
+    return f"{number(float(iqm(returns)))} [{number(interval.low)}, {number(interval.high)}]"
+
+
+def against(returns: np.ndarray, baseline: Row | None) -> tuple[str, str]:
+    """The baseline's return, and how likely a seed of ours ends above one of its."""
+    if baseline is None:
+        return "not run", ""
+    theirs = np.array(baseline["returns"])
+    interval = bootstrap_probability_of_improvement(returns, theirs)
+    probability = probability_of_improvement(returns, theirs)
+    return with_interval(theirs), f"{probability:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+
+
+def details(table: str, rows: Sequence[Row]) -> str:
+    """suite.md: the table, every seed, and what made it."""
+    seeds = ["| environment | algorithm | seed by seed | wall time |", "|---|---|---|---|"]
+    seeds += [
+        f"| {row['env_id']} | {row['algorithm']} | {' '.join(map(number, row['returns']))} | {row['wall_seconds']} s |"
+        for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"]))
+    ]
+    text = [
+        f"# Results\n\n{HOW_MEASURED}\n",
+        table.replace("](configs", "](../../configs"),
+        "",
+        *seeds,
+        "",
+        *commands(rows),
+    ]
+    return "\n".join(text) + "\n"
+
+
+def into_readme(path: Path, table: str) -> None:
+    """Replaces what stands between the marks."""
+    before, _, rest = path.read_text().partition(MARKS[0])
+    _, _, after = rest.partition(MARKS[1])
+    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """All tasks in one figure: greedy return of the evaluations during training."""
+    names = [name for name in TASKS if any(row["task"] == name for row in rows)]
+    columns = 3
+    height = math.ceil(len(names) / columns)
+    figure = Figure(figsize=(3.4 * columns, 2.6 * height + 0.4), dpi=160, layout="constrained")
+    grid = figure.subplots(height, columns, squeeze=False)
+    for axes in grid.flat[len(names) :]:
+        axes.set_axis_off()
+    for name, axes in zip(names, grid.flat, strict=False):
+        for row in (
+            row
+            for algorithm in (OURS, BASELINE)
+            for row in rows
+            if (row["task"], row["algorithm"]) == (name, algorithm)
+        ):
+            curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
+            figures.draw_curve(
+                axes, row["algorithm"], curve, figures.style([OURS, BASELINE].index(row["algorithm"])), 0.3
+            )
+            axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
+        figures.draw_threshold(axes, TASKS[name].goal)
+        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
+    handles, labels = grid.flat[0].get_legend_handles_labels()
+    figure.legend(handles, [label.split("  ")[0] for label in labels], loc="outside lower left", ncols=2, frameon=False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
