@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import against_peers
+from benchmarks.rows import add_rows, read_rows
 
+ROOT = Path(__file__).parents[1]
+MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
 TINY = ["--hidden", "8", "--batch", "8", "--steps", "20", "--set", "learning_starts=20"]
 
 
@@ -91,3 +94,26 @@ def test_a_peer_that_fails_stops_no_other(tmp_path: Path) -> None:
     args = against_peers.argparse.Namespace(steps=1, hidden=[8], core=0)
     answer = against_peers.run_peer(Path(sys.executable), "sb3_dqn", 0, args)  # stable-baselines3 is not here
     assert "stable_baselines3" in answer["error"]
+
+
+def test_rows_of_new_commands_stand_beside_old_ones(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "rows.json"
+    add_rows(file, [{"task": "a", "share": 1}, {"task": "b", "share": 2}], ["task"])
+    rows = add_rows(file, [{"task": "b", "share": 3}], ["task"])
+    assert [(row["task"], row["share"]) for row in rows] == [("a", 1), ("b", 3)] and read_rows(file) == rows
+    assert all(row["command"].startswith("python ") and row["date"] for row in rows)
+
+
+def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
+    readme, out = tmp_path / "README.md", tmp_path / "out"
+    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    short = ["total_env_steps=400", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
+    command = [str(ROOT / "benchmarks" / "suite.py"), "--tasks", "blackjack", "--seeds", "2", "--set", *short]
+    subprocess.run(
+        [sys.executable, *command, "--out", str(out), "--readme", str(readme)], cwd=tmp_path, check=True, timeout=300
+    )
+    table, text = (out / "suite.md").read_text(), readme.read_text()
+    assert text.startswith(f"before\n{MARKS[0]}\n|") and text.endswith(f"|\n{MARKS[1]}\nafter\n")
+    assert "| [Blackjack-v1](configs/blackjack.yaml) | 400 | 2 | " in text and "optimum -0.043" in text
+    assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | -" in table
+    assert (out / "suite.png").stat().st_size > 10_000
