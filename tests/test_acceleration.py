@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 from loops import make_loop, run, state
+from test_scripts import SHORT
 
 import agent.training.loop as loop_module
+import train
 from agent.config import ConfigError
 from agent.config_loader import load_config
 from agent.training.acceleration import COMPILATION_PAYS_FROM, pays_to_compile
@@ -62,6 +64,16 @@ def test_a_compiler_that_fails_ends_only_the_run_that_asked_for_it(
     assert "goes on uncompiled" in caplog.text and not loop.compiles
     for name, tensor in state(plain).items():
         assert torch.equal(state(loop)[name], tensor), name
+
+
+@pytest.mark.parametrize("wanted", ["true", "false"])
+def test_what_a_run_compiled_goes_with_it(wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the ninth run of a comparison could not be compiled."""
+    compiled, reset = [], []
+    monkeypatch.setattr(loop_module, "compiled", lambda function: compiled.append(1) or function)
+    monkeypatch.setattr(torch.compiler, "reset", lambda: reset.append(len(compiled)))
+    assert train.main([*SHORT, f"run_dir={tmp_path / 'run'}", f"compile={wanted}"]) == 0
+    assert reset == ([1] if wanted == "true" else [])
 
 
 def test_only_long_runs_where_there_is_a_compiler_are_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
