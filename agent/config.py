@@ -146,7 +146,7 @@ class CriticConfig(Section):
     reduce: Literal["auto", "min", "mean"] = Field(
         "auto", description="how the twin critics become one value; auto: min for joint, else mean"
     )
-    layer_norm: bool = Field(False, description="layer normalisation after each hidden layer of the critics")
+    layer_norm: bool = Field(True, description="layer normalisation after each hidden layer of the critics")
     entropy_in_target: bool = Field(False, description="add alpha * entropy to the critic's target, as SAC does")
 
 
