@@ -136,6 +136,10 @@ class EstimatorConfig(Section):
         return self
 
 
+class ActorConfig(Section):
+    layer_norm: bool = Field(False, description="layer normalisation after each hidden layer of the actor")
+
+
 class CriticConfig(Section):
     structure: Literal["per_action", "multilinear", "joint"] = Field(
         "multilinear",
@@ -235,6 +239,7 @@ class Config(Section):
     tau: TauConfig = TauConfig()
     alpha: AlphaConfig = AlphaConfig()
     target_entropy: TargetEntropyConfig = TargetEntropyConfig()
+    actor: ActorConfig = ActorConfig()
     critic: CriticConfig = CriticConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
 

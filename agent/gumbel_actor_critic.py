@@ -69,8 +69,12 @@ class GumbelActorCritic:
         self.config, self.actions, self.normalizer, self.generator = config, actions, normalizer, generator
         self.num_members = len(config.members())
         seeds = [member.seed for member in config.members()]
-        self.actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
-        self.evaluated_actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
+
+        def new_actor() -> Actor:
+            generators = member_generators(seeds, 0)
+            return Actor(obs_size, actions, config.hidden_sizes, generators, device, layer_norm=config.actor.layer_norm)
+
+        self.actor, self.evaluated_actor = new_actor(), new_actor()
 
         def new_critics() -> Critics:
             generators = [g for critic in range(NUM_CRITICS) for g in member_generators(seeds, 1 + critic)]

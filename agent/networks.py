@@ -137,11 +137,13 @@ class Actor:
         hidden_sizes: Sequence[int],
         generators: Sequence[Generator],
         device: torch.device | str = "cpu",
+        *,
+        layer_norm: bool = False,
     ) -> None:
         self.actions = actions
         sizes = [obs_size, *hidden_sizes, actions.num_factors * actions.width]
         # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, sec. 3.2).
-        self.mlp = PopulationMLP(sizes, generators, device, last_gain=0.01)
+        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm, last_gain=0.01)
 
     def __call__(
         self, obs: Float[Tensor, "P B D"], mask: Bool[Tensor, "P B K N"] | None = None

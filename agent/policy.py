@@ -52,6 +52,7 @@ class PolicyInfo(BaseModel):
     action_bins: int | None
     action_mask_key: str | None = None  # of info, where the mask is that the policy needs; none: it needs none
     hidden_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(max_length=100)
+    layer_norm: bool = False  # of the actor
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
 
@@ -74,7 +75,9 @@ class Policy:
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
         generators = member_generators([0] * self.num_members, 0)
-        self.actor = Actor(self.observations.size, actions, info.hidden_sizes, generators, device)
+        self.actor = Actor(
+            self.observations.size, actions, info.hidden_sizes, generators, device, layer_norm=info.layer_norm
+        )
         binary = torch.from_numpy(self.observations.binary)
         self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=info.normalize_obs, device=device)
         self.generator = Generator(device).manual_seed(0)
@@ -242,6 +245,7 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
         action_bins=config.env.action_bins,
         action_mask_key=None if env.masks is None else config.env.action_mask_key,
         hidden_sizes=config.hidden_sizes,
+        layer_norm=config.actor.layer_norm,
         normalize_obs=config.normalize_obs,
         members=members,
     )

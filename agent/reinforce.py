@@ -45,7 +45,10 @@ class Reinforce:
         self.config, self.settings, self.actions, self.normalizer = config, config.reinforce, actions, normalizer
         seeds = [member.seed for member in config.members()]
         self.num_members, num_envs = len(seeds), config.env.num_envs
-        self.actor = Actor(obs_size, actions, config.hidden_sizes, member_generators(seeds, 0), device)
+        generators = member_generators(seeds, 0)
+        self.actor = Actor(
+            obs_size, actions, config.hidden_sizes, generators, device, layer_norm=config.actor.layer_norm
+        )
         sizes = [obs_size, *config.hidden_sizes, 1]
         self.baseline = PopulationMLP(sizes, member_generators(seeds, 1), device, last_gain=0.01)
         self.actor_optimizer = PopulationAdam([self.actor.mlp.flat])

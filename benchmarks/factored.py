@@ -80,7 +80,7 @@ def measure(args: argparse.Namespace) -> None:
         curves = {run: trained(task, configs[task, run]) for run in args.runs}
         if args.ppo:
             curves["Stable-Baselines3 PPO"] = ppo(task, args)
-        rows += [row(task, run, curve) for run, curve in curves.items()]
+        rows += [row(task, run, args.set, curve) for run, curve in curves.items()]
         draw(task, curves, args.out / f"factored_{task}.png")
     write(rows, args)
 
@@ -151,12 +151,13 @@ def share(task: str, curve: Curve) -> Curve:
     return Curve(curve.env_steps, (curve.returns - random) / (bandit.optimum() - random))
 
 
-def row(task: str, run: str, curve: Curve) -> dict[str, Any]:
+def row(task: str, run: str, settings: list[str], curve: Curve) -> dict[str, Any]:
     final = curve.returns[:, -1]
     interval = stratified_bootstrap(final)
     return {
         "task": task,
         "run": run,
+        "settings": " ".join(text for text in settings if not text.startswith("compile=")),
         "share": float(iqm(final)),
         "low": interval.low,
         "high": interval.high,
@@ -174,15 +175,17 @@ def draw(task: str, curves: dict[str, Curve], path: Path) -> None:
 
 
 def write(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Adds the rows to those of earlier commands, in place of rows of the same run."""
-    rows = add_rows(args.out / "factored.json", rows, ("task", "run"))
+    """Adds the rows to those of earlier commands, in place of rows of the same run and settings."""
+    rows = add_rows(args.out / "factored.json", rows, ("task", "run", "settings"))
     rows.sort(key=lambda row: (list(TASKS).index(row["task"]), -row["share"]))
-    lines = ["| task | critic/estimator | share at the end | worst seed | share at 5,000 |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {r['task']} | {r['run']} | {r['share']:.3f} [{r['low']:.3f}, {r['high']:.3f}] | {r['worst']:.3f} "
-        f"| {r['share_at_5000']:.3f} |"
-        for r in rows
+    lines = [
+        "| task | critic/estimator | settings | share at the end | worst seed | share at 5,000 |",
+        "|---|---|---|---|---|---|",
     ]
+    for r in rows:
+        share = f"{r['share']:.3f} [{r['low']:.3f}, {r['high']:.3f}]"
+        cells = [r["task"], r["run"], r["settings"], share, f"{r['worst']:.3f}", f"{r['share_at_5000']:.3f}"]
+        lines.append(f"| {' | '.join(cells)} |")
     (args.out / "factored.md").write_text("\n".join([HEAD, *lines, "", *commands(rows)]) + "\n")
     print("\n".join(lines))
 

@@ -65,7 +65,7 @@ def td_targets(agent: GumbelActorCritic, batch: Batch) -> Tensor:
 def test_every_combination_moves_every_network(
     structure: str, estimator: str, num_choices: tuple[int, ...], generator: Generator
 ) -> None:
-    overrides = [f"critic.structure={structure}", f"estimator.name={estimator}", "critic.layer_norm=true"]
+    overrides = [f"critic.structure={structure}", f"estimator.name={estimator}", "actor.layer_norm=true"]
     agent = make_agent(*overrides, num_choices=num_choices)
     before = parameters(agent)
     metrics = update(agent, make_batch(agent, generator))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from agent import Policy
+from agent import Policy, PolicyError
 from agent.config import Config, ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
@@ -109,7 +109,8 @@ def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
         ["env.id=Taxi-v4"],
         ["env.id=Acrobot-v1", "env.num_envs=3"],
         ["env.id=MountainCarContinuous-v0", "env.action_bins=3"],
-        ["env.id=Acrobot-v1", "critic.structure=joint", "estimator.name=score_function", "critic.layer_norm=true"],
+        ["env.id=Acrobot-v1", "critic.structure=joint", "estimator.name=score_function", "actor.layer_norm=true"],
+        ["algorithm=reinforce", "actor.layer_norm=true"],
         ["estimator.name=exact", "critic.reduce=min", "critic.entropy_in_target=true", "n_step=1"],
         ["env.vectorization_mode=sync", "sweep={tau.start: [2.0, 0.5], learning_rate: [0.01]}", "seeds=1"],
         ["algorithm=reinforce", "env.num_envs=2", "reinforce.baseline=false", "reinforce.normalize_returns=false"],
@@ -120,6 +121,17 @@ def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
 def test_settings_train_to_the_end(tmp_path: Path, overrides: list[str]) -> None:
     run = train(short(tmp_path / "run", "evaluation.every_env_steps=300", "evaluation.final_episodes=1", *overrides))
     assert (run / "result.json").is_file()
+
+
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_saved_policy_is_normalised_as_the_actor_was(tmp_path: Path, algorithm: str) -> None:
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "actor.layer_norm=true"))
+    assert Policy.load(run).info.layer_norm
+    info = json.loads((run / "policy" / "final" / "policy.json").read_text())
+    del info["layer_norm"]  # as those saved before actors could be
+    (run / "policy" / "final" / "policy.json").write_text(json.dumps(info))
+    with pytest.raises(PolicyError, match="do not fit the networks"):
+        Policy.load(run)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
