@@ -109,6 +109,7 @@ def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace) -> di
 
 def our_throughput(args: argparse.Namespace) -> dict[str, Any]:
     command = [sys.executable, str(HERE / "throughput.py"), "--steps", str(args.steps), "--compile", "on", "--json"]
+    command += ["--set", "critic.layer_norm=false"]  # as the peers' networks are
     return dict(json.loads(run_on_core([*command, "--hidden", *map(str, args.hidden)], args.core)))
 
 

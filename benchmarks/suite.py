@@ -47,7 +47,8 @@ MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results
 
 HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum is
 given. IQM over seeds [95 % bootstrap interval]; P(better): how likely a seed of the actor-critic ends above one of
-REINFORCE at the same budget. Curves: `suite.png`. Each row is `python train.py configs/<task>.yaml seeds=N`."""
+REINFORCE at the same budget. Curves: `suite.png`. Wall times include evaluations, and waiting for whatever else the
+machine did. Each row is `python train.py configs/<task>.yaml seeds=N`."""
 
 
 @dataclass(frozen=True)
@@ -210,28 +211,25 @@ def into_readme(path: Path, table: str) -> None:
 def draw(rows: Sequence[Row], path: Path) -> None:
     """All tasks in one figure: greedy return of the evaluations during training."""
     names = [name for name in TASKS if any(row["task"] == name for row in rows)]
-    columns = 3
+    columns = 2 if len(names) <= 4 else 3
     height = math.ceil(len(names) / columns)
-    figure = Figure(figsize=(3.4 * columns, 2.6 * height + 0.4), dpi=160, layout="constrained")
+    figure = Figure(figsize=(3.4 * columns, 2.4 * height + 0.4), dpi=160, layout="constrained")
     grid = figure.subplots(height, columns, squeeze=False)
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for name, axes in zip(names, grid.flat, strict=False):
-        for row in (
-            row
-            for algorithm in (OURS, BASELINE)
-            for row in rows
-            if (row["task"], row["algorithm"]) == (name, algorithm)
-        ):
-            curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
-            figures.draw_curve(
-                axes, row["algorithm"], curve, figures.style([OURS, BASELINE].index(row["algorithm"])), 0.3
-            )
-            axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
-        figures.draw_threshold(axes, TASKS[name].goal)
+        for i, algorithm in enumerate((OURS, BASELINE)):
+            for row in (row for row in rows if (row["task"], row["algorithm"]) == (name, algorithm)):
+                curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
+                figures.draw_curve(axes, algorithm, curve, figures.style(i), band_alpha=0.25)
+                axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
+        axes.axhline(TASKS[name].goal, color=figures.FAINT, linewidth=0.9, linestyle=":", zorder=1)
         axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.supxlabel("environment steps per member (dotted: the goal)", fontsize=9, color=figures.INK)
+    figure.supylabel("greedy return (IQM of seeds, 95 % interval)", fontsize=9, color=figures.INK)
     handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, [label.split("  ")[0] for label in labels], loc="outside lower left", ncols=2, frameon=False)
+    figure.legend(handles, [label.split("  ")[0] for label in labels], loc="outside upper left", ncols=2, frameon=False)
     figure.savefig(path)
 
 
