@@ -58,7 +58,7 @@ class Trainer:
         self.tracker = stack.enter_context(Tracker(self.run_dir, config))
 
         if self.loop.compiles:
-            stack.callback(torch.compiler.reset)  # a process may compile eight runs, and keeps their tensors until then
+            stack.callback(torch.compiler.reset)  # PyTorch keeps no more than eight programs of a function, each with its run's tensors
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
