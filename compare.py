@@ -135,7 +135,7 @@ def require_file(path: Path) -> None:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     command = f"python compare.py {shlex.join(arguments)}"
-    go_on = "stopped; the same command goes on with the runs still missing"
+    go_on = "the same command goes on with the runs still missing"
     return exit_code("compare.py", lambda: run(options, command, Console()), go_on)
 
 

@@ -1,11 +1,14 @@
-"""Trains agents: python train.py [CONFIG] [key=value ...] [--print-config]"""
+"""Trains agents: python train.py [CONFIG] [key=value ...] [--resume RUN|auto] [--print-config]"""
 
 import argparse
 import sys
+from pathlib import Path
 
 from agent.config_loader import help_text, load_config
 from agent.exit_codes import exit_code
+from agent.training.resume import config_of_run
 from agent.training.trainer import train
+from envs.errors import UserError
 
 EXAMPLES = """examples:
   python train.py configs/cartpole.yaml                        four members, as the file says
@@ -13,6 +16,9 @@ EXAMPLES = """examples:
   python train.py configs/cartpole.yaml algorithm=reinforce    the baseline on the same task
   python train.py env.id=Acrobot-v1 'sweep={tau.start: [2.0, 1.0, 0.5]}' seeds=5   15 members in one process
   python train.py configs/cartpole.yaml --print-config         every setting as it would be used
+  python train.py --resume runs/x                              goes on with a run as if it had never stopped
+  python train.py --resume runs/x total_env_steps=200000       and makes a finished one longer
+  python train.py configs/cartpole.yaml run_dir=runs/x --resume auto   begins, or goes on with what is in run_dir
 """
 
 
@@ -26,6 +32,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
     parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
+    parser.add_argument(
+        "--resume",
+        metavar="RUN",
+        help="go on with the run in this folder; auto: in run_dir, or begin where it is empty",
+    )
     return parser.parse_intermixed_args(arguments)
 
 
@@ -33,11 +44,18 @@ def run(options: argparse.Namespace) -> None:
     file, overrides = options.config, options.overrides
     if file is not None and "=" in file:
         file, overrides = None, [file, *overrides]
-    config = load_config(file, overrides)
+    if options.resume not in (None, "auto"):
+        if file is not None:
+            raise UserError(f"--resume {options.resume}: goes on with the run's own config; leave out {file}")
+        config = config_of_run(Path(options.resume), overrides)
+    else:
+        config = load_config(file, overrides)
     if options.print_config:
         print(config.to_yaml(), end="")
-    else:
-        train(config)
+        return
+    if options.resume == "auto" and config.run_dir is None:
+        raise UserError("--resume auto: needs run_dir=FOLDER, where the run is or will be")
+    train(config, resume=options.resume is not None)
 
 
 def main(arguments: list[str]) -> int:

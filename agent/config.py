@@ -34,6 +34,14 @@ class EnvConfig(Section):
     vectorization_mode: Literal["auto", "sync", "async", "vector_entry_point"] = Field(
         "auto", description="auto: the environment's own vector version where it has one, else sync"
     )
+    on_error: Literal["stop", "restart"] = Field(
+        "stop",
+        description="where an environment raises, or gives a wrong shape or a number that is not finite: stop the run "
+        "with an error that names it, or put a new one in its place and end the episode as by a time limit",
+    )
+    timeout_seconds: float | None = Field(
+        300.0, gt=0, description="longest wait for an answer of environments in processes of their own (async)"
+    )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,
         description="key of info under which the environment gives the mask of its legal choices, if it does: others "
@@ -178,6 +186,24 @@ class EvaluationConfig(Section):
     final_episodes: int = Field(100, ge=1, description="episodes of the evaluation at the end, greedy and sampled each")
 
 
+class CheckpointConfig(Section):
+    """Full training states under checkpoints/, from which a run goes on as if it had never stopped."""
+
+    every_env_steps: int | None = Field(
+        20_000,
+        ge=1,
+        description="steps of a member between checkpoints; there, environments that are no tensors begin new "
+        "episodes, and those under way end as by a time limit; null: none are written",
+    )
+    keep: int = Field(1, ge=1, description="newest checkpoints that stay, besides that of the highest return")
+    replay_gib: float = Field(
+        4.0,
+        ge=0,
+        description="a larger replay stays out of the checkpoints: a run that goes on collects learning_starts steps "
+        "with its policy before it learns on, and is not the same bit for bit",
+    )
+
+
 class WandbConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online where a login is found, else offline; never asks"
@@ -248,6 +274,7 @@ class Config(Section):
         None, ge=1, description="steps of a member between log lines; null: 1/100 of the run"
     )
     return_threshold: float | None = Field(None, description="greedy return that counts as solved")
+    checkpoint: CheckpointConfig = CheckpointConfig()
     wandb: WandbConfig = WandbConfig()
 
     @model_validator(mode="after")

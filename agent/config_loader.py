@@ -69,7 +69,7 @@ def parse_yaml(text: str) -> Any:
     """The value of a YAML text; yaml.YAMLError where it is none. Nothing is constructed but plain values."""
     try:
         return yaml.load(text, Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except ValueError as error:  # 2024-13-45 looks like a date
+    except (ValueError, RecursionError) as error:  # 2024-13-45 looks like a date; lists can be too deep
         raise yaml.YAMLError(str(error)) from None
 
 

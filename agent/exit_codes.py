@@ -1,4 +1,4 @@
-"""What the scripts answer to the shell: 0 done, 2 the user's mistake, 130 stopped by the user; else Python's own 1."""
+"""What the scripts answer to the shell: 0 done, 2 the user's mistake, 130 (SIGINT) or 143 (SIGTERM) stopped; else 1."""
 
 import sys
 from collections.abc import Callable
@@ -6,14 +6,25 @@ from collections.abc import Callable
 from envs.errors import UserError
 
 
-def exit_code(script: str, action: Callable[[], object], when_stopped: str = "stopped") -> int:
+class Stopped(Exception):
+    """A run that was asked to stop and has; the text says what is saved and how it goes on."""
+
+    def __init__(self, signum: int, text: str = "stopped") -> None:
+        super().__init__(text)
+        self.signum = signum
+
+
+def exit_code(script: str, action: Callable[[], object], how_to_go_on: str = "") -> int:
     """Runs a script's work; a user's mistake is told in one message, without a traceback."""
     try:
         action()
     except UserError as error:
         print(f"{script}: error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{script}: {'; '.join(filter(None, [str(stopped), how_to_go_on]))}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
-        print(f"{script}: {when_stopped}", file=sys.stderr)
+        print(f"{script}: {'; '.join(filter(None, ['stopped', how_to_go_on]))}", file=sys.stderr)
         return 130
     return 0

@@ -19,11 +19,12 @@ from agent.critics import Critics, ReducedQ, make_critics, reduction
 from agent.estimators import Estimator, gumbel_of, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise
 from agent.gradient_quality import GradientQuality, Moments, moments, quality
-from agent.networks import Actor, member_generators
+from agent.networks import Actor, all_finite, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
 from agent.replay import Batch, Replay
 from agent.schedules import ScheduleTable
+from agent.state import State, named
 from envs.gymnasium_adapter import Step
 from envs.masks import Masks
 
@@ -114,6 +115,7 @@ class GumbelActorCritic:
         )
         shape = (self.num_members, num_envs, actions.num_factors, actions.width)
         self.exploration = PersistentGumbelNoise(shape, per_member("noise_persistence"), generator)
+        self.learns_from = config.learning_starts // num_envs * num_envs  # environment steps of a member
 
     def is_warming_up(self, env_steps: int) -> bool:
         """Whether actions are uniform after so many environment steps of a member."""
@@ -124,8 +126,7 @@ class GumbelActorCritic:
         num_envs = self.config.env.num_envs
 
         def due_until(env_steps: int) -> int:
-            steps = max(0, env_steps - self.config.learning_starts // num_envs * num_envs)
-            return math.floor(self.config.updates_per_step * steps + 1e-6)
+            return math.floor(self.config.updates_per_step * max(0, env_steps - self.learns_from) + 1e-6)
 
         return due_until(env_steps) - due_until(env_steps - num_envs)
 
@@ -158,6 +159,28 @@ class GumbelActorCritic:
     ) -> None:
         """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
         self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
+
+    def end_episodes(self, obs: Float[Tensor, "P E D"]) -> None:
+        """Ends those under way in `obs` as a time limit would."""
+        self.replay.end_episodes()
+
+    def are_finite(self) -> Bool[Tensor, " P"]:
+        """Which members' parameters are numbers."""
+        return all_finite(self.num_members, self.actor.mlp.flat, self.evaluated_actor.mlp.flat, self.critics.mlp.flat)
+
+    def state(self) -> State:
+        """All that changes."""
+        return {
+            "actor": self.actor.mlp.flat,
+            "evaluated_actor": self.evaluated_actor.mlp.flat,
+            "critics": self.critics.mlp.flat,
+            "target_critics": self.target_critics.mlp.flat,
+            "log_alpha": self.log_alpha,
+            "schedules": self.schedules.table,  # an adaptive tau is written here
+            "noise": self.exploration.noise,
+            **named("optimizer", self.optimizer.state()),
+            **named("replay", self.replay.state()),
+        }
 
     def learn(self, progress: Float[Tensor, ""], draw: Float64[Tensor, "P B U"]) -> dict[str, Float[Tensor, " P"]]:
         """One update on a batch from the replay; returns its metrics."""

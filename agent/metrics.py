@@ -28,6 +28,11 @@ METRICS: dict[str, Metric] = {
         "env steps",
         "absent where no episode ended",
     ),
+    "env/restarts": Metric(
+        "environments put in place of one that failed, since the run began",
+        "1",
+        "env.on_error=restart; absent while there was none",
+    ),
     "eval/return_greedy": Metric(
         "mean of sum_t r_t over evaluation episodes, a = argmax pi(.|s)", "reward", "what the evaluated policy is worth"
     ),

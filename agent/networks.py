@@ -22,6 +22,12 @@ def member_generators(seeds: Sequence[int], network: int) -> list[Generator]:
     return [Generator().manual_seed(1_000_003 * seed + network) for seed in seeds]
 
 
+def all_finite(num_members: int, *parameters: Float[Tensor, "_ _"]) -> Bool[Tensor, " P"]:
+    """Which members have finite numbers only in all of these buffers; row r is of member r mod P."""
+    rows = torch.cat([buffer.isfinite().all(1) for buffer in parameters])
+    return rows.view(-1, num_members).all(0)
+
+
 class PopulationMLP:
     """R multilayer perceptrons side by side.  [R, B, in] -> [R, B, out].
 

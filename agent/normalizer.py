@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from agent.state import State
+
 
 class ObservationNormalizer:
     """(obs - mean) / std with statistics of all observations so far, merged batch by batch.
@@ -40,6 +42,10 @@ class ObservationNormalizer:
         self.var.copy_(torch.where(self.scaled, merged, self.var))
         self.mean.add_(delta * share * self.scaled)
         self.count.copy_(total)
+
+    def state(self) -> State:
+        """All that changes."""
+        return {"mean": self.mean, "var": self.var, "count": self.count}
 
     def __call__(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B D"]:
         if self.is_identity:

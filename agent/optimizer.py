@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from agent.state import State
+
 
 class PopulationAdam:
     """Adam (Kingma & Ba 2015, algorithm 1) on buffers of rows that never mix, each [R, F] with an R of its own."""
@@ -36,6 +38,13 @@ class PopulationAdam:
             torch.sqrt(v, out=scratch).add_(eps)
             torch.div(m, scratch, out=scratch)
             p.sub_(scratch.mul_(rate * scale))
+
+    def state(self) -> State:
+        """All that changes, but the parameters."""
+        state: State = {"decayed": self.decayed}
+        for i, (first, second) in enumerate(zip(self.first_moments, self.second_moments, strict=True)):
+            state |= {f"first{i}": first, f"second{i}": second}
+        return state
 
 
 def clip_grad_norm(gradient: Float[Tensor, "R F"], num_members: int, max_norm: float) -> Float[Tensor, " P"]:

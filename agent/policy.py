@@ -135,10 +135,13 @@ class Policy:
         return {**actor, "normalizer.mean": self.normalizer.mean, "normalizer.var": self.normalizer.var}
 
     @torch.no_grad()
-    def copy_from(self, actor: Actor, normalizer: ObservationNormalizer) -> None:
-        self.actor.mlp.flat.copy_(actor.mlp.flat)
-        self.normalizer.mean.copy_(normalizer.mean)
-        self.normalizer.var.copy_(normalizer.var)
+    def copy_from(
+        self, actor: Actor, normalizer: ObservationNormalizer, members: list[int] | slice = slice(None)
+    ) -> None:
+        """Takes over the weights of all members, or some."""
+        self.actor.mlp.flat[members] = actor.mlp.flat[members]
+        self.normalizer.mean[members] = normalizer.mean[members]
+        self.normalizer.var[members] = normalizer.var[members]
 
     def record_evaluation(self, env_steps: int, returns: list[float]) -> None:
         """Notes when the weights were taken and what each member's greedy episodes brought."""

@@ -17,9 +17,10 @@ from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.exploration import PersistentGumbelNoise
-from agent.networks import Actor, PopulationMLP, member_generators
+from agent.networks import Actor, PopulationMLP, all_finite, member_generators
 from agent.normalizer import ObservationNormalizer
 from agent.optimizer import PopulationAdam, clip_grad_norm
+from agent.state import State, named
 from envs.gymnasium_adapter import Step
 from envs.masks import Masks
 
@@ -74,7 +75,7 @@ class Reinforce:
             torch.zeros(self.num_members, device=device),
             generator,
         )
-        self.num_steps = 0
+        self.num_steps = torch.zeros((), dtype=torch.int64)  # of each environment
         self.return_scale = torch.ones((self.num_members, 1), device=device)
 
     @property
@@ -113,21 +114,45 @@ class Reinforce:
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
         """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
-        slot = self.num_steps % len(self.reward)
+        slot = int(self.num_steps) % len(self.reward)
         self.obs[slot], self.action[slot] = obs, action
         if self.mask is not None and masks is not None:
             self.mask[slot] = masks.obs
-        self.reward[slot] = step.reward + self.value_beyond_time_limit(step)
+        self.reward[slot] = step.reward + self.value_beyond(step.next_obs) * (step.truncated & ~step.terminated)
         self.ends[slot] = (step.terminated | step.truncated) & step.valid
         self.unused[slot] = step.valid
         self.num_steps += 1
 
-    def value_beyond_time_limit(self, step: Step) -> Float[Tensor, "P E"]:
-        """gamma b(s') where a time limit, not the task, ended the episode: the return goes on there."""
+    def value_beyond(self, obs: Float[Tensor, "P E D"]) -> Float[Tensor, "P E"]:
+        """gamma b(s'): what a return goes on with where a time limit, not the task, ended the episode."""
         if not self.settings.baseline:
-            return torch.zeros_like(step.reward)
-        value = self.baseline(self.normalizer(step.next_obs)).squeeze(-1) * self.return_scale
-        return self.gamma * value * (step.truncated & ~step.terminated)
+            return torch.zeros(obs.shape[:2], device=obs.device)
+        return self.gamma * self.baseline(self.normalizer(obs)).squeeze(-1) * self.return_scale
+
+    def end_episodes(self, obs: Float[Tensor, "P E D"]) -> None:
+        """Ends those under way in `obs` as a time limit would."""
+        slot = (int(self.num_steps) - 1) % len(self.reward)
+        is_cut = self.unused[slot] & ~self.ends[slot]
+        self.reward[slot] += self.value_beyond(obs) * is_cut
+        self.ends[slot] |= is_cut
+
+    def are_finite(self) -> Bool[Tensor, " P"]:
+        """Which members' parameters are numbers."""
+        return all_finite(self.num_members, self.actor.mlp.flat, self.baseline.flat)
+
+    def state(self) -> State:
+        """All that changes."""
+        names = ("obs", "action", "reward", "ends", "unused", "return_scale", "num_steps")
+        masks: State = {} if self.mask is None else {"mask": self.mask}
+        return {
+            "actor": self.actor.mlp.flat,
+            "baseline": self.baseline.flat,
+            "noise": self.exploration.noise,
+            **{name: getattr(self, name) for name in names},
+            **masks,
+            **named("actor_optimizer", self.actor_optimizer.state()),
+            **named("baseline_optimizer", self.baseline_optimizer.state()),
+        }
 
     def inspect_gradients(self, progress: Float[Tensor, ""], generator: Generator) -> dict[str, Tensor]:
         """Nothing: there is no critic whose gradient could be exact."""
@@ -176,8 +201,9 @@ class Reinforce:
         returns, usable = torch.zeros_like(self.reward), torch.zeros_like(self.unused)
         following = torch.zeros_like(self.reward[0])
         complete = torch.zeros_like(self.unused[0])
-        for age in range(min(length, self.num_steps)):
-            slot = (self.num_steps - 1 - age) % length
+        num_steps = int(self.num_steps)
+        for age in range(min(length, num_steps)):
+            slot = (num_steps - 1 - age) % length
             ends = self.ends[slot]
             following = self.reward[slot] + self.gamma * following * ~ends
             complete = complete | ends
@@ -216,7 +242,7 @@ class Reinforce:
             return self.normalized(advantage, weight), torch.zeros_like(returns[:, 0])
         advantage = returns - self.baseline(obs).squeeze(-1) * self.return_scale
         rms = weighted_mean(returns.square(), weight).sqrt().unsqueeze(-1)
-        self.return_scale = torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale)
+        self.return_scale.copy_(torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale))
         loss = torch.zeros_like(returns[:, 0])
         share = weight / weight.sum(-1, keepdim=True).clamp(min=1)
         for _ in range(self.settings.baseline_updates):

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from agent.state import State
 from envs.masks import Masks
 
 
@@ -116,6 +117,17 @@ class Replay:
         ended = terminated | truncated
         self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
         self.age.add_(valid).mul_(~(ended & valid))
+
+    def end_episodes(self) -> None:
+        """Ends those under way as a time limit would: a step that follows begins another."""
+        self.newest.add_(self.frame_stack * (self.age > 0)).remainder_(self.num_slots)
+        self.age.zero_()
+
+    def state(self) -> State:
+        """All that changes."""
+        names = ("frames", "window", "is_start", "starts", "newest", "age", "num_started", "num_dropped")
+        masks: State = {} if self.kept_masks is None else {"masks": self.kept_masks}
+        return masks | {name: getattr(self, name) for name in names}
 
     def sample(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Batch:
         """Transitions drawn with replacement, uniformly over environments and over what each holds.

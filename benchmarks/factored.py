@@ -68,7 +68,7 @@ interval]; at 5,000 samples over 300 contexts drawn. Made by `benchmarks/factore
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("factored.py", lambda: measure(args), "stopped; the same command goes on"))
+    sys.exit(exit_code("factored.py", lambda: measure(args), "the same command goes on"))
 
 
 def measure(args: argparse.Namespace) -> None:

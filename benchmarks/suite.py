@@ -81,7 +81,7 @@ TASKS = {
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("suite.py", lambda: measure(args), "stopped; the same command goes on"))
+    sys.exit(exit_code("suite.py", lambda: measure(args), "the same command goes on"))
 
 
 def parse() -> argparse.Namespace:

@@ -33,7 +33,7 @@ from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.networks import PopulationMLP
 from agent.training.acceleration import CudaGraphs
 from agent.training.loop import TrainingLoop
-from agent.training.trainer import make_env
+from agent.training.setup import make_env
 from envs import UserError
 
 FIRST_UPDATES = 100

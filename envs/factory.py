@@ -1,10 +1,11 @@
 """The one way to get a vector environment."""
 
 import inspect
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from envs.errors import UserError
 from envs.functional import TensorEnv
 from envs.functional_gymnasium import FunctionalVectorEnv
+from envs.guard import Guard
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY
 from envs.registry import find_spec, newest_version
@@ -48,6 +50,8 @@ def make(
     device: str | torch.device = "cpu",
     render_mode: str | None = None,
     action_mask_key: str | None = ACTION_MASK_KEY,
+    on_error: str = "stop",
+    timeout_seconds: float | None = None,
 ) -> VectorEnvironment:
     """Makes `num_envs` copies of a registered environment, stepped together as tensors.
 
@@ -58,6 +62,8 @@ def make(
         vectorization_mode: "sync" (one process), "async" (a process for each environment), "vector_entry_point" (the
             environment's own), or "auto": its own where there is one and it fits, else "sync". For Gymnasium's own
             CartPole its vector environment fits from sixteen on: NumPy costs more than a loop over fewer.
+        on_error: what envs.guard.Guard does where an environment fails; for those that it can be put around.
+        timeout_seconds: longest wait for a step of "async" environments.
         action_mask_key: of `info`, where the environment gives the mask of its legal choices, if it gives any, in one
             of the forms of envs.masks.MaskReader; None: masks are ignored.
     """
@@ -70,33 +76,15 @@ def make(
         if render_mode is not None:
             _check_render_mode(spec, render_mode)
             kwargs["render_mode"] = render_mode
-        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode, action_mask_key)
+        guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
+        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode, guard)
     try:
         if isinstance(vector_env, FunctionalVectorEnv):
             return vector_env.tensor_env(device, action_bins, action_mask_key)
-        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key)
+        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key, timeout_seconds)
     except UserError:
         vector_env.close()
         raise
-
-
-class KeepFinalObs(gymnasium.Wrapper):
-    """Copies the last observation and mask of an episode, for environments that write the next into the same array.
-
-    Under SAME_STEP autoreset Gymnasium holds on to them while it resets the environment.
-    """
-
-    def __init__(self, env: gymnasium.Env, action_mask_key: str | None) -> None:
-        super().__init__(env)
-        self.action_mask_key = action_mask_key
-
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            obs = deepcopy(obs)
-            if self.action_mask_key in info:
-                info = info | {self.action_mask_key: deepcopy(info[self.action_mask_key])}
-        return obs, reward, terminated, truncated, info
 
 
 def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None) -> bool:
@@ -116,7 +104,7 @@ def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: st
 
 
 def _construct(
-    spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str, action_mask_key: str | None
+    spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str, guard: Callable[[Any], Guard]
 ) -> VectorEnv:
     if native:
         arguments: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
@@ -124,11 +112,12 @@ def _construct(
         arguments = {
             "vectorization_mode": "async" if mode == "async" else "sync",
             "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},  # the adapter copies
-            "wrappers": [partial(KeepFinalObs, action_mask_key=action_mask_key)],
+            "wrappers": [guard],
         }
     try:
         # Its checks at every step cost as much as a step of CartPole; the adapter has its own.
-        return gymnasium.make_vec(replace(spec, disable_env_checker=True), num_envs, **arguments, **kwargs)
+        with _children_ignore_ctrl_c():
+            return gymnasium.make_vec(replace(spec, disable_env_checker=True), num_envs, **arguments, **kwargs)
     except (ImportError, DependencyNotInstalled) as error:
         raise _missing_dependency(spec, error) from error
     except Exception as error:
@@ -190,6 +179,19 @@ def _missing_dependency(spec: EnvSpec, error: Exception) -> UserError:
     package = str(spec.entry_point).removeprefix("gymnasium.envs.").split(".")[0].split(":")[0]
     install = f': pip install "gymnasium[{EXTRAS[package]}]"' if package in EXTRAS else ""
     return UserError(f"{spec.id} needs a package that is not installed{install} ({error})")
+
+
+@contextmanager
+def _children_ignore_ctrl_c() -> Iterator[None]:
+    """A terminal sends SIGINT to worker processes too, which must live on while the run saves its state."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

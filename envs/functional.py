@@ -148,6 +148,12 @@ class TensorEnv:
         obs, next_obs = env.observation(state, rng), env.observation(successor, rng)
         return Step(obs, reward, terminated, truncated, next_obs, self._all_valid)
 
+    def training_state(self) -> dict[str, Tensor | Generator]:
+        """All that changes, live: written back in place, the environments go on from there."""
+        states = [self.state] if isinstance(self.state, Tensor) else list(self.state)
+        named = {f"state{i}": tensor for i, tensor in enumerate(states)}
+        return {**named, "elapsed": self.elapsed, "generator": self.generator}
+
     def render(self) -> NoReturn:
         raise UserError(f"{self.spec_id} has no frames as tensors: make it with render_mode='rgb_array'")
 

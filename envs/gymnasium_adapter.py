@@ -3,6 +3,8 @@
 Axes: E environment · K action factor · D observation.
 """
 
+import multiprocessing
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.guard import RESTARTED
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
 
@@ -48,8 +51,9 @@ class GymnasiumAdapter:
         action_bins: int | None = None,
         device: str | torch.device = "cpu",
         action_mask_key: str | None = ACTION_MASK_KEY,
+        timeout_seconds: float | None = None,
     ) -> None:
-        self.vector_env = vector_env
+        self.vector_env, self.timeout_seconds = vector_env, timeout_seconds
         self.num_envs = vector_env.num_envs
         self.device = torch.device(device)
         self.spec_id = vector_env.spec.id if vector_env.spec else type(vector_env.unwrapped).__name__
@@ -63,6 +67,10 @@ class GymnasiumAdapter:
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
         self._hand_over = _Transfer(self.num_envs, self.observations.size, self.device)
+        self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # how often Guard has put a new one in its place
+        self._hangs = False
+        self.seed: int | None = None  # of the last reset
+        self.taken: list[np.ndarray] | None = None  # actions since then, each [E, K], where somebody wants them
         self.masks: Masks | None = None
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
@@ -71,7 +79,10 @@ class GymnasiumAdapter:
 
     def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
         """Starts a new episode in every environment; `seed` decides all of their random numbers."""
-        obs, info = self.vector_env.reset(seed=None if seed is None else self._seeds(seed))
+        self.seed = seed
+        if self.taken is not None:
+            self.taken.clear()
+        obs, info = self._ask("reset", seed=None if seed is None else self._seeds(seed))
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         if self._info_masks is not None:
             self._info_masks.num_steps = 0
@@ -82,9 +93,10 @@ class GymnasiumAdapter:
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
         """Acts in every environment; the next episode of one that ends begins by itself."""
-        batched_obs, rewards, terminations, truncations, info = self.vector_env.step(
-            self.actions.decode(action.numpy(force=True))
-        )
+        choices = action.numpy(force=True)
+        if self.taken is not None:
+            self.taken.append(choices.astype(np.int32))
+        batched_obs, rewards, terminations, truncations, info = self._ask("step", self.actions.decode(choices))
         obs = next_obs = self._flatten(batched_obs)
         reward = np.array(rewards, dtype=np.float32)
         terminated, truncated = np.array(terminations, dtype=np.bool_), np.array(truncations, dtype=np.bool_)
@@ -106,6 +118,21 @@ class GymnasiumAdapter:
             self.masks = self._hand_over_masks(*masks)
         return self._hand_over(obs, reward, terminated, truncated, next_obs, valid)
 
+    def journal(self) -> dict[str, Tensor]:
+        """The last reset's seed and the actions since, where they are noted: enough for `repeat`."""
+        shape = (-1, self.num_envs, len(self.actions.num_choices))
+        taken = np.array(self.taken or [], dtype=np.int32).reshape(shape)
+        seed, restarts = torch.tensor(self.seed or 0), torch.from_numpy(self.restarts.copy())
+        return {"env/seed": seed, "env/actions": torch.from_numpy(taken), "env/restarts": restarts}
+
+    def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
+        """Brings every environment to where it was, if its seed decides all; returns what to act on next."""
+        obs = self.reset(int(journal["env/seed"]))
+        for action in journal["env/actions"].long():
+            obs = self.step(action).obs
+        self.restarts[:] = journal["env/restarts"].numpy()
+        return obs
+
     def render(self) -> Any:
         """Returns the frames of all environments, in the render mode that the environment was made with."""
         try:
@@ -114,7 +141,25 @@ class GymnasiumAdapter:
             raise UserError(f"{self.spec_id} cannot be rendered: {error}") from error
 
     def close(self) -> None:
-        self.vector_env.close()
+        self.vector_env.close(**({"terminate": True} if self._hangs else {}))
+
+    def _ask(self, call: str, *args: Any, **kwargs: Any) -> Any:
+        """Resets or steps the vector environment, with a limit on the wait for processes of their own."""
+        if isinstance(self.vector_env, AsyncVectorEnv):
+            getattr(self.vector_env, f"{call}_async")(*args, **kwargs)
+            try:
+                answer = getattr(self.vector_env, f"{call}_wait")(timeout=self.timeout_seconds)
+            except multiprocessing.TimeoutError:
+                self._hangs = True
+                raise RuntimeError(
+                    f"{self.spec_id}: an environment has not answered a {call} within {self.timeout_seconds:g} s "
+                    "(env.timeout_seconds)"
+                ) from None
+        else:
+            answer = getattr(self.vector_env, call)(*args, **kwargs)
+        for info in (answer[-1], answer[-1].get("final_info", {})):
+            self.restarts += info.get(f"_{RESTARTED}", 0)
+        return answer
 
     def _seeds(self, seed: int) -> Any:
         """One seed for each environment where the vector environment takes them, else one for all."""

@@ -16,7 +16,7 @@ import train
 from agent.config import ConfigError
 from agent.config_loader import load_config
 from agent.training.acceleration import COMPILATION_PAYS_FROM, pays_to_compile
-from agent.training.trainer import select_device
+from agent.training.setup import select_device
 
 
 @pytest.mark.slow

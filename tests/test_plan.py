@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from agent.analysis.plan import axes_of, name_of, plan, set_aside, train_missing
+from agent.analysis.plan import axes_of, name_of, plan, train_missing
 from agent.analysis.scope import ONE_ALGORITHM_ONLY
 from agent.config import Config, settings
 from envs import UserError
@@ -105,7 +105,7 @@ def test_comparison_is_named_after_its_first_input(path: str, name: str) -> None
     assert name_of(path) == name
 
 
-def test_only_missing_runs_are_trained_and_unfinished_ones_set_aside(
+def test_only_missing_runs_are_trained_and_unfinished_ones_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configs = plan(CARTPOLE, BOTH, 1, [])
@@ -115,15 +115,11 @@ def test_only_missing_runs_are_trained_and_unfinished_ones_set_aside(
     (done / "result.json").touch()
     broken.mkdir(parents=True)
     (broken / "config.yaml").touch()
-    trained: list[Config] = []
+    trained: list[tuple[Config, bool]] = []
 
-    def train(config: Config) -> Path:
-        trained.append(config)
+    def train(config: Config, *, resume: bool = False) -> Path:
+        trained.append((config, resume))
         return Path(str(config.run_dir))
 
     train_missing(configs, train, lambda text: None)
-    assert [config.algorithm for config in trained] == ["reinforce"]
-    assert not broken.exists() and (tmp_path / f"{broken}.unfinished-1" / "config.yaml").exists()
-    broken.mkdir()
-    set_aside(broken)
-    assert (tmp_path / f"{broken}.unfinished-2").exists()
+    assert [(config.algorithm, resume) for config, resume in trained] == [("reinforce", True)]

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import compare
 import evaluate
 import train
+from agent.exit_codes import Stopped
 
 CARTPOLE = "configs/cartpole.yaml"
 SHORT = [
@@ -142,18 +144,30 @@ def test_compare_help_shows_a_command_for_every_way_to_choose(capsys: pytest.Cap
         assert re.search(f"python compare.py .*{re.escape(option)}", text)
 
 
+@pytest.mark.parametrize(
+    ("interruption", "code", "text"),
+    [
+        (KeyboardInterrupt(), 130, "compare.py: stopped; the same command goes on"),
+        (Stopped(signal.SIGTERM, "stopped at step 5"), 143, "compare.py: stopped at step 5; the same command goes on"),
+    ],
+)
 def test_interrupted_comparison_says_how_to_go_on(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interruption: BaseException,
+    code: int,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\n")
     monkeypatch.chdir(tmp_path)
 
-    def interrupt(config: object) -> Path:
-        raise KeyboardInterrupt
+    def interrupt(config: object, *, resume: bool) -> Path:
+        raise interruption
 
     monkeypatch.setattr(compare, "train", interrupt)
-    assert compare.main(["tiny.yaml"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert compare.main(["tiny.yaml"]) == code
+    assert text in capsys.readouterr().err
 
 
 def other_policy(folder: Path) -> str:
@@ -165,6 +179,9 @@ def other_policy(folder: Path) -> str:
     ("call", "message"),
     [
         (lambda run, tmp: train.main(["env.id=CartPoll-v1"]), "did you mean|CartPole-v1"),
+        (lambda run, tmp: train.main(["--resume", str(tmp / "none")]), "not a run folder: no config.yaml"),
+        (lambda run, tmp: train.main(["--resume", "auto", "env.id=CartPole-v1"]), "needs run_dir=FOLDER"),
+        (lambda run, tmp: train.main(["x.yaml", "--resume", str(run)]), "the run's own config; leave out x.yaml"),
         (lambda run, tmp: train.main(["env.id=Pendulum-v1"]), "set env.action_bins"),
         (lambda run, tmp: train.main(["env.id=CartPole-v1", "gama=1"]), "did you mean 'gamma'"),
         (lambda run, tmp: train.main(["env.id=CartPole-v1", "batch_size=many"]), "must be a valid integer"),

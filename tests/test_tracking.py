@@ -12,11 +12,13 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from test_checkpoint import INFO
 
 from agent.config import Config
 from agent.config_loader import flat, load_config
 from agent.metrics import METRICS
 from agent.training.tracking import Tracker, log_comparison
+from envs import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 NAN, INF = float("nan"), float("inf")
@@ -83,7 +85,7 @@ def test_each_member_gets_a_line_that_can_be_read_at_once(run_dir: Path) -> None
         ]
         tracker.write(200, [{"critic/q": np.float32(0.5)}, {}])
         lines = read_lines(run_dir)[2:]
-    assert lines == [{"env_steps": 200, "member": 0, "critic/q": 0.5}, {"env_steps": 200, "member": 1}]
+    assert lines == [{"env_steps": 200, "member": 0, "critic/q": 0.5}]  # nothing to say of the second
 
 
 def test_what_json_cannot_hold_becomes_null(run_dir: Path) -> None:
@@ -126,6 +128,46 @@ def test_wandb_is_told_what_the_run_is(run_dir: Path, wandb: MagicMock) -> None:
     settings = wandb.Settings.call_args.kwargs
     assert settings["console"] == "off" and settings["finish_timeout"] > 0 and settings["finish_timeout_raises"]
     wandb.init.return_value.define_metric.assert_called_once_with("*", step_metric="env_steps")
+
+
+@pytest.mark.parametrize(
+    ("mode", "step", "told"),
+    [
+        ("online", 7, {"resume_from": "abc?_step=6"}),  # the last that the checkpoint knows of
+        ("online", 0, {"id": "abc", "resume": "allow"}),
+        ("offline", 7, {"id": "abc", "resume": "allow"}),
+    ],
+)
+def test_wandb_run_goes_on_under_its_id_without_what_came_after_the_checkpoint(
+    run_dir: Path, wandb: MagicMock, mode: str, step: int, told: dict[str, str]
+) -> None:
+    wandb.login.return_value = True
+    resumed = INFO.model_copy(update={"wandb_id": "abc", "wandb_step": step})
+    Tracker(run_dir, make_config(f"wandb.mode={mode}"), resumed).close()
+    arguments = wandb.init.call_args.kwargs
+    assert {key: arguments.get(key) for key in ("resume_from", "id", "resume")} == {
+        key: told.get(key) for key in ("resume_from", "id", "resume")
+    }
+
+
+def test_position_is_where_the_record_stands(run_dir: Path, wandb: MagicMock) -> None:
+    wandb.init.return_value.id, wandb.init.return_value.step = "abc", 3
+    with Tracker(run_dir, make_config("wandb.mode=offline")) as tracker:
+        tracker.write(1, [{"critic/q": 1.0}])
+        assert tracker.wandb_position() == ("abc", 3)
+        assert tracker.num_bytes() == (run_dir / "metrics.jsonl").stat().st_size > 0
+    with Tracker(run_dir, make_config("wandb.mode=disabled")) as tracker:
+        assert tracker.wandb_position() == (None, 0)
+
+
+def test_a_resumed_record_is_cut_to_what_the_checkpoint_knows(run_dir: Path) -> None:
+    metrics, config = run_dir / "metrics.jsonl", make_config("wandb.mode=disabled")
+    metrics.write_text("known\nlater\n")
+    Tracker(run_dir, config, INFO.model_copy(update={"metrics_bytes": 6})).close()
+    assert metrics.read_text() == "known\n"
+    with pytest.raises(UserError, match="has lost lines: 6 bytes, the checkpoint was written after 60"):
+        Tracker(run_dir, config, INFO.model_copy(update={"metrics_bytes": 60}))
+    assert metrics.read_text() == "known\n"
 
 
 def test_wandb_group_and_name_can_be_set(run_dir: Path, wandb: MagicMock) -> None:

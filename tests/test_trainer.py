@@ -13,7 +13,8 @@ from agent.config import Config, ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
 from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
-from agent.training.trainer import Trainer, seed_streams, train
+from agent.training.setup import seed_streams
+from agent.training.trainer import Trainer, train
 from envs import Step, UserError
 
 SHORT = [
@@ -144,7 +145,7 @@ def test_trains_on_a_gpu(tmp_path: Path, algorithm: str) -> None:
 def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     run = train(short(tmp_path / "run"))
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="already holds a run; go on with it"):
         train(short(tmp_path / "run"))
     assert (run / "metrics.jsonl").read_bytes() == before
 

@@ -1,6 +1,6 @@
 """Returns of frozen policies over whole episodes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +22,15 @@ class Episodes(NamedTuple):
     lengths: np.ndarray
 
 
-def run_episodes(policy: Policy, env: VectorEnvironment, num_episodes: int, seed: int, *, sampled: bool) -> Episodes:
+def run_episodes(
+    policy: Policy,
+    env: VectorEnvironment,
+    num_episodes: int,
+    seed: int,
+    *,
+    sampled: bool,
+    before_step: Callable[[], None] = lambda: None,
+) -> Episodes:
     """Runs each member for exactly `num_episodes` episodes in its own environments.
 
     Each environment has a fixed number of episodes to finish, so short episodes are not counted more often than long
@@ -30,6 +38,7 @@ def run_episodes(policy: Policy, env: VectorEnvironment, num_episodes: int, seed
 
     Args:
         env: its environments are divided evenly among the members.
+        before_step: called before each step of all of them; may raise.
     """
     num_members = policy.num_members
     num_envs = env.num_envs // num_members
@@ -41,6 +50,7 @@ def run_episodes(policy: Policy, env: VectorEnvironment, num_episodes: int, seed
     total, length = np.zeros((num_members, num_envs)), np.zeros((num_members, num_envs), dtype=np.int64)
     finished = np.zeros((num_members, num_envs), dtype=np.int64)
     while (finished < quota).any():
+        before_step()
         mask = None if env.masks is None else env.masks.obs.unflatten(0, (num_members, num_envs))
         action = policy.choose(obs.unflatten(0, (num_members, num_envs)), sampled=sampled, mask=mask)
         step = env.step(action.flatten(0, 1))
@@ -83,7 +93,12 @@ def summary(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
 
 
 def evaluate_members(
-    policy: Policy, env: VectorEnvironment, num_episodes: int, seed: int, modes: Sequence[str]
+    policy: Policy,
+    env: VectorEnvironment,
+    num_episodes: int,
+    seed: int,
+    modes: Sequence[str],
+    before_step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:
     """Per member its seed, settings and, for each of the modes greedy and sampled, the summary of its episodes."""
     rows: list[dict[str, Any]] = [
@@ -91,7 +106,7 @@ def evaluate_members(
     ]
     for mode in modes:
         with torch.inference_mode():
-            episodes = run_episodes(policy, env, num_episodes, seed, sampled=mode == "sampled")
+            episodes = run_episodes(policy, env, num_episodes, seed, sampled=mode == "sampled", before_step=before_step)
         for row, returns, lengths in zip(rows, episodes.returns, episodes.lengths, strict=True):
             row[mode] = summary(returns, lengths)
     return rows

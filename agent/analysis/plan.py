@@ -97,20 +97,12 @@ def name_of(path: str) -> str:
     return Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
 
 
-def train_missing(configs: Sequence[Config], train: Callable[[Config], Path], announce: Callable[[str], None]) -> None:
-    """Trains those of the runs that are not finished; one that was broken off starts anew."""
+def train_missing(configs: Sequence[Config], train: Callable[..., Path], announce: Callable[[str], None]) -> None:
+    """Trains those of the runs that are not finished; one that was broken off goes on where it was."""
     for number, config in enumerate(configs, 1):
         folder = Path(str(config.run_dir))
         if (folder / "result.json").is_file():
             announce(f"[{number}/{len(configs)}] {folder}: trained before")
             continue
         announce(f"[{number}/{len(configs)}] training {config.algorithm}, {len(config.members())} members: {folder}")
-        set_aside(folder)
-        train(config)
-
-
-def set_aside(folder: Path) -> None:
-    """Moves an unfinished run out of the way without deleting anything."""
-    if folder.exists():
-        taken = (folder.with_name(f"{folder.name}.unfinished-{i}") for i in range(1, 10_000))
-        folder.rename(next(path for path in taken if not path.exists()))
+        train(config, resume=True)

@@ -179,7 +179,7 @@ def read_metrics(path: Path, wanted: Callable[[str], bool]) -> dict[int, dict[st
         for line in lines:
             try:
                 row = json.loads(line)
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 continue
             if not isinstance(row, dict) or not all(isinstance(row.get(k), int) for k in ("env_steps", "member")):
                 continue

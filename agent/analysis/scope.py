@@ -26,7 +26,7 @@ ONE_ALGORITHM_ONLY = {
 # Settings that do not change what is learned: which members there are, where they run, what is recorded of them.
 NOT_LEARNING = (
     "seed", "seeds", "sweep", "run_dir", "device", "num_threads", "compile", "log_every_env_steps", "return_threshold",
-    "evaluation.", "wandb.",
+    "evaluation.", "checkpoint.", "wandb.", "env.timeout_seconds",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from agent.state import State
 from envs import Step
 
 
@@ -24,6 +25,10 @@ class EpisodeStatistics:
         self.ended.add_((self.running * done).sum(-1))
         self.num_ended.add_(done.sum(-1))
         self.running.mul_(~done)
+
+    def state(self) -> State:
+        """All that changes."""
+        return {"running": self.running, "ended": self.ended, "num_ended": self.num_ended}
 
     def read(self) -> dict[str, np.ndarray]:
         """Means per member, NaN where no episode ended; starts anew."""
@@ -45,6 +50,10 @@ class MetricMeans:
         self.total.add_(torch.stack([metrics[name] for name in self.names]))
         self.count.add_(1)
 
+    def state(self) -> State:
+        """All that changes."""
+        return {"total": self.total, "count": self.count}
+
     def read(self) -> dict[str, np.ndarray]:
         """The means, none where there was no update; starts anew."""
         if self.count == 0:
@@ -62,9 +71,20 @@ class Milestones:
         self.every = every or max(1, total // parts)
         self.total, self.next = total, self.every
 
+    def is_due(self, env_steps: int) -> bool:
+        return env_steps >= self.next or env_steps >= self.total
+
+    def advance(self, env_steps: int) -> None:
+        """The next one is after so many steps."""
+        self.next = (env_steps // self.every + 1) * self.every
+
+    def go_on(self, env_steps: int, saved: int) -> None:
+        """As after so many steps: from where the next one was, if it lies on this grid."""
+        self.next = saved if saved and saved % self.every == 0 else -(-env_steps // self.every) * self.every
+
     def passed(self, env_steps: int) -> bool:
-        if env_steps < self.next and env_steps < self.total:
-            return False
-        while self.next <= env_steps:
-            self.next += self.every
-        return True
+        """Whether one is due; then it is the next one's turn."""
+        is_due = self.is_due(env_steps)
+        if is_due:
+            self.advance(env_steps)
+        return is_due

@@ -28,6 +28,7 @@ SAVED = {
     "config.yaml": "every setting of the run",
     "metrics.jsonl": "every metric, one line per member",
     "result.json": "the returns above, episode by episode",
+    "checkpoints": "full states of the run: train.py --resume goes on from them",
     "critics.safetensors": "the critics at the end, for evaluate.py --gradients",
     "policy/final": "the policies at the end",
     "policy/best": "the policies at each member's best evaluation",

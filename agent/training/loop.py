@@ -14,6 +14,7 @@ from agent.config import Config, ConfigError
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.reinforce import Reinforce
+from agent.state import State, named
 from agent.training.acceleration import CudaGraphs, compiled, pays_to_compile
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
 from envs import ACTION_MASK_KEY, Masks, Step, TensorEnv, VectorEnvironment
@@ -63,7 +64,8 @@ class TrainingLoop:
         self.mask: Bool[Tensor, "P E K N"] | None = None
         if env.masks is not None:
             self.mask = self.by_member(env.masks.obs).clone()
-        self.normalizer.update(self.obs, torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device))
+        self.all_valid = torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device)
+        self.normalizer.update(self.obs, self.all_valid)
         self.action: Int[Tensor, "P E K"] = self.learner.explore(
             self.obs, self.learner.draw_exploration(), uniform=self.learner.is_warming_up(0), mask=self.mask
         )
@@ -103,6 +105,30 @@ class TrainingLoop:
     def conclude(self, env_steps: int) -> None:
         """The updates due after the last step."""
         self.draw_and_learn(self.learner.updates_due(env_steps))
+
+    def begin_episodes(self, env_steps: int, seed: int) -> None:
+        """Has every environment begin anew. Episodes under way end as by a time limit and count in no statistics."""
+        self.learner.end_episodes(self.obs)
+        self.episodes.running.zero_()
+        self.obs.copy_(self.by_member(self.env.reset(seed)))
+        if self.mask is not None and self.env.masks is not None:
+            self.mask.copy_(self.by_member(self.env.masks.obs))
+        self.normalizer.update(self.obs, self.all_valid)
+        uniform = self.learner.is_warming_up(env_steps)
+        draw = self.learner.draw_exploration()
+        self.action.copy_(self.learner.explore(self.obs, draw, uniform=uniform, mask=self.mask))
+
+    def state(self) -> State:
+        """All tensors that an iteration changes, but of environments that cannot be saved."""
+        state: State = {"obs": self.obs, "action": self.action, "env_steps": self.env_steps, "random": self.generator}
+        if self.mask is not None:
+            state["mask"] = self.mask
+        if isinstance(self.env, TensorEnv):
+            state |= named("env", self.env.training_state())
+        parts = {"learner": self.learner, "normalizer": self.normalizer, "episodes": self.episodes}
+        for name, part in {**parts, "metrics": self.metrics}.items():
+            state |= named(name, part.state())
+        return state
 
     def inspect_gradients(self, generator: Generator) -> dict[str, Tensor]:
         """How good the gradients are that the policy learns from; an adaptive tau moves."""

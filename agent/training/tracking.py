@@ -11,10 +11,12 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, SupportsFloat
+from typing import Any, Literal, SupportsFloat, TextIO
 
 from agent.config import Config, WandbConfig
 from agent.metrics import METRICS
+from agent.training.checkpoint import CheckpointInfo
+from envs.errors import UserError
 
 UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
 
@@ -24,30 +26,50 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Writes metrics to the run folder, and to W&B where `config.wandb.mode` wants it."""
 
-    def __init__(self, run_dir: Path, config: Config) -> None:
+    def __init__(self, run_dir: Path, config: Config, resumed: CheckpointInfo | None = None) -> None:
+        """`resumed`: what it goes on from; what was written later is gone."""
         self.num_members = len(config.members())
-        self.file = (run_dir / "metrics.jsonl").open("a", encoding="utf-8")
+        self.file = open_metrics(run_dir / "metrics.jsonl", 0 if resumed is None else resumed.metrics_bytes)
         self.wandb_run: Any = None
         with self.wandb_may_fail():
             self.wandb_run = start_wandb(
-                run_dir, config.wandb, group=config.env.id, job_type=config.algorithm, config=config.model_dump()
+                run_dir,
+                config.wandb,
+                group=config.env.id,
+                job_type=config.algorithm,
+                config=config.model_dump(),
+                resumed=None if resumed is None or resumed.wandb_id is None else (resumed.wandb_id, resumed.wandb_step),
             )
             if self.wandb_run is not None:
                 self.wandb_run.define_metric("*", step_metric="env_steps")
 
     def write(self, env_steps: int, rows: Sequence[Mapping[str, SupportsFloat]]) -> None:
-        """Appends the metrics of each member, rows[i] those of member i; a member may lack any of them."""
+        """Appends the metrics of each member, rows[i] those of member i; a member may lack any of them, or all."""
         assert len(rows) == self.num_members, f"expected {self.num_members} rows, one per member, got {len(rows)}"
         unknown = {name for row in rows for name in row} - METRICS.keys()
         assert not unknown, f"agent/metrics.py does not name {sorted(unknown)}"
         numbers = [{name: float(value) for name, value in row.items()} for row in rows]
         for member, row in enumerate(numbers):
+            if not row:
+                continue
             line = {"env_steps": env_steps, "member": member, **{name: strict(value) for name, value in row.items()}}
             self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         if self.wandb_run is not None:
             with self.wandb_may_fail():
                 self.wandb_run.log({"env_steps": env_steps, **mirrored(numbers)})
+
+    def num_bytes(self) -> int:
+        """Of metrics.jsonl, once all of it is on disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return self.file.tell()
+
+    def wandb_position(self) -> tuple[str | None, int]:
+        """Id of the W&B run, and its next step."""
+        if self.wandb_run is None:
+            return None, 0
+        return str(self.wandb_run.id), int(self.wandb_run.step)
 
     def close(self, failed: bool = False) -> None:
         """Ends the record; W&B shows the run as failed where it is. May be called twice."""
@@ -103,8 +125,34 @@ def in_one_line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
-def start_wandb(folder: Path, settings: WandbConfig, *, group: str, job_type: str, config: dict[str, Any]) -> Any:
-    """A new W&B run, or None where the mode is disabled; its files land in the folder."""
+def open_metrics(path: Path, num_bytes: int) -> TextIO:
+    """To append to, cut to its first bytes.  UserError where there are fewer."""
+    try:
+        file = path.open("a", encoding="utf-8")
+        found = path.stat().st_size
+        if found < num_bytes:
+            file.close()
+            raise UserError(f"{path}: has lost lines: {found} bytes, the checkpoint was written after {num_bytes}")
+        file.truncate(num_bytes)
+        return file
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error}") from None
+
+
+def start_wandb(
+    folder: Path,
+    settings: WandbConfig,
+    *,
+    group: str,
+    job_type: str,
+    config: dict[str, Any],
+    resumed: tuple[str, int] | None = None,
+) -> Any:
+    """A W&B run, or None where the mode is disabled; its files land in the folder.
+
+    Args:
+        resumed: id and next step of the run to go on with; what it has logged from there on is taken back.
+    """
     wanted: str = settings.mode
     if wanted == "auto":
         wanted = os.environ.get("WANDB_MODE") or "auto"
@@ -112,6 +160,12 @@ def start_wandb(folder: Path, settings: WandbConfig, *, group: str, job_type: st
         return None
     import wandb
 
+    mode = "offline" if wanted == "offline" else mode_by_login(wandb, wanted)
+    again: dict[str, Any] = {}
+    if resumed is not None:
+        run_id, step = resumed
+        rewind = mode == "online" and step > 0
+        again = {"resume_from": f"{run_id}?_step={step - 1}"} if rewind else {"id": run_id, "resume": "allow"}
     return wandb.init(
         project=settings.project,
         group=settings.group or group,
@@ -120,8 +174,9 @@ def start_wandb(folder: Path, settings: WandbConfig, *, group: str, job_type: st
         tags=settings.tags,
         config=config,
         dir=folder,
-        mode="offline" if wanted == "offline" else mode_by_login(wandb, wanted),
+        mode=mode,
         reinit="create_new",
+        **again,
         settings=wandb.Settings(console="off", silent=True, finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True),
     )
 

@@ -2,35 +2,53 @@
 
 import contextlib
 import json
-import os
-import shutil
+import logging
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-import envs
 from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
-from agent.analysis.gradients import CRITICS_FILE, save_critics
-from agent.config import Config, ConfigError
+from agent.analysis.gradients import save_critics
+from agent.config import Config
+from agent.exit_codes import Stopped
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.policy import MemberInfo, Policy, describe_policy
+from agent.state import State, capture, named, restore, value_of
 from agent.training.accumulators import Milestones
+from agent.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointWriter, require_fit
 from agent.training.console import Console
 from agent.training.loop import TrainingLoop
+from agent.training.resume import checkpoint_of, is_finished
+from agent.training.run_dir import make_run_dir, next_commands, require_new, sole_writer, write_atomically
+from agent.training.setup import derived_seed, make_env, seed_streams, select_device
+from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
-from envs import VectorEnvironment
+from envs import GymnasiumAdapter, TensorEnv, UserError, VectorEnvironment
+
+REPLAY = "learner/replay/"  # in the names of a loop's state
+
+logger = logging.getLogger(__name__)
 
 
-def train(config: Config) -> Path:
-    """Trains all members of a config to the end; returns the run folder.  UserError where the config cannot be run."""
+def train(config: Config, *, resume: bool = False) -> Path:
+    """Trains all members of a config to the end; returns the run folder.
+
+    Args:
+        resume: goes on with the run in `config.run_dir` where there is one.
+
+    Raises:
+        UserError: the config cannot be run.
+        Stopped: a signal came; what is done is saved.
+    """
+    if resume and is_finished(config):
+        return Path(str(config.run_dir))
     with contextlib.ExitStack() as stack:
-        trainer = Trainer(config, stack)
+        trainer = Trainer(config, stack, resume=resume)
         trainer.run()
     return trainer.run_dir
 
@@ -38,7 +56,7 @@ def train(config: Config) -> Path:
 class Trainer:
     """One run of a population. Members lie along the first axis of everything."""
 
-    def __init__(self, config: Config, stack: contextlib.ExitStack) -> None:
+    def __init__(self, config: Config, stack: contextlib.ExitStack, *, resume: bool = False) -> None:
         self.config = config
         self.device = select_device(config)
         torch.set_num_threads(config.num_threads)
@@ -47,183 +65,281 @@ class Trainer:
         self.members = config.members()
         self.num_members, self.num_envs = len(self.members), config.env.num_envs
         self.seeds = seed_streams(config)
-        env = stack.enter_context(contextlib.closing(make_env(config, len(self.members) * self.num_envs, self.device)))
+        num_envs = len(self.members) * self.num_envs
+        self.env = stack.enter_context(contextlib.closing(make_env(config, num_envs, self.device)))
         evaluation_envs = num_parallel_envs(self.num_members, config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
-        self.loop = TrainingLoop(config, env, self.device, self.seeds["environments"], self.seeds["learner"])
-        self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
-        (self.run_dir / "config.yaml").write_text(config.to_yaml(), encoding="utf-8")
-        self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
-        self.console = stack.enter_context(Console(config))
-        self.tracker = stack.enter_context(Tracker(self.run_dir, config))
-
-        if self.loop.compiles:
-            stack.callback(torch.compiler.reset)  # PyTorch keeps no more than eight programs of a function, each with its run's tensors
-            self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
+        self.has_checkpoints = config.checkpoint.every_env_steps is not None
+        if isinstance(self.env, GymnasiumAdapter) and self.has_checkpoints:
+            self.env.taken = []
+        self.loop = TrainingLoop(config, self.env, self.device, self.seeds["environments"], self.seeds["learner"])
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
         ]
-        self.policy = Policy(describe_policy(config, env, infos), self.device)
+        self.policy = Policy(describe_policy(config, self.env, infos), self.device)
         self.best = Policy(self.policy.info, self.device)
-        self.training_seconds, self.logged_at, self.logged_updates = 0.0, 0, 0
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
         self.inspection_generator = torch.Generator(self.device).manual_seed(self.seeds["inspection"])
+        self.milestones = {
+            "inspect": Milestones(None, config.total_env_steps, parts=50),
+            "log": Milestones(config.log_every_env_steps, config.total_env_steps, parts=100),
+            "evaluate": Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20),
+            "checkpoint": Milestones(config.checkpoint.every_env_steps, config.total_env_steps, parts=1),
+        }
+        self.env_steps, self.training_seconds, self.logged_env_steps, self.logged_updates = 0, 0.0, 0, 0
+        self.mean_return: float | None = None  # over members, greedy, of the last evaluation
+        self.failed: dict[int, int] = {}  # members whose parameters are no numbers any more: since which step
+        self.saved_at: int | None = None
+        replay = {name: value for name, value in self.loop.state().items() if name.startswith(REPLAY)}
+        replay_gib = sum(value_of(value).nbytes for value in replay.values()) / 2**30
+        self.refills_replay = replay_gib > config.checkpoint.replay_gib
+        if self.refills_replay and self.has_checkpoints:
+            logger.warning(
+                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and goes on, it is "
+                "filled anew",
+                replay_gib,
+            )
+        self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
+        self.started = time.perf_counter()
+
+        self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
+        stack.enter_context(sole_writer(self.run_dir))
+        if not resume:
+            require_new(self.run_dir)
+        checkpoint = checkpoint_of(config, self.run_dir, self.device.type) if resume else None
+        write_atomically(self.run_dir / "config.yaml", config.to_yaml())
+        (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
+        self.console = stack.enter_context(Console(config))
+        self.tracker = stack.enter_context(Tracker(self.run_dir, config, checkpoint and checkpoint.info))
+        self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
+        stack.callback(self.checkpoints.wait)
+        self.stop = stack.enter_context(StopSignals())
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        if self.loop.compiles:
+            stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
+            self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
 
     def run(self) -> None:
-        """Collects and learns to the end of the budget, with evaluations and log lines on their way."""
-        config, started = self.config, time.perf_counter()
-        log_at = Milestones(config.log_every_env_steps, config.total_env_steps, parts=100)
-        evaluate_at = Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20)
-        inspect_at = Milestones(None, config.total_env_steps, parts=50)
-        env_steps = 0
-        while env_steps < config.total_env_steps:
-            clock = time.perf_counter()
-            self.loop.iterate(env_steps)
-            env_steps += self.num_envs
-            self.training_seconds += time.perf_counter() - clock
-            if env_steps >= config.total_env_steps:
-                self.loop.conclude(env_steps)
-            if inspect_at.passed(env_steps) and self.loop.num_updates:
-                self.gradients = self.loop.inspect_gradients(self.inspection_generator)
-            if log_at.passed(env_steps):
-                self.log(env_steps, started)
-            if evaluate_at.passed(env_steps):
-                self.evaluate(env_steps)
-        self.finish(env_steps, started)
+        """Collects and learns to the end of the budget, with evaluations, log lines and checkpoints on their way."""
+        try:
+            while self.env_steps < self.config.total_env_steps:
+                self.look()
+                self.pass_boundary()
+                self.stop.check()
+                self.iterate()
+            self.save()  # a longer run goes on from here
+            self.loop.conclude(self.env_steps)
+            self.look()
+            self.finish()
+        except Stopped as stopped:
+            raise self.leave(stopped) from None
 
-    def log(self, env_steps: int, started: float) -> None:
+    def iterate(self) -> None:
+        clock = time.perf_counter()
+        self.loop.iterate(self.env_steps)
+        self.env_steps += self.num_envs
+        self.training_seconds += time.perf_counter() - clock
+
+    def look(self) -> None:
+        """What is due after the steps so far, each once: gradients, log line, evaluation."""
+        if self.milestones["log"].is_due(self.env_steps) or self.milestones["evaluate"].is_due(self.env_steps):
+            self.look_for_failures()
+        if self.milestones["inspect"].passed(self.env_steps) and self.loop.num_updates:
+            self.gradients = self.loop.inspect_gradients(self.inspection_generator)
+        if self.milestones["log"].passed(self.env_steps):
+            self.log()
+        if self.milestones["evaluate"].is_due(self.env_steps):
+            self.evaluate()
+            self.milestones["evaluate"].advance(self.env_steps)  # only now: a signal may cut it short
+
+    def look_for_failures(self) -> None:
+        """Gives up members whose parameters are not finite any more; the others go on. UserError where none is left."""
+        for member in torch.nonzero(~self.loop.learner.are_finite()).flatten().tolist():
+            if member not in self.failed:
+                self.failed[member] = self.env_steps
+                logger.warning(
+                    "member %d (seed %d) is given up at step %d: its parameters are not finite; its policy stays that "
+                    "of its last evaluation",
+                    member,
+                    self.members[member].seed,
+                    self.env_steps,
+                )
+        if len(self.failed) == self.num_members:
+            raise UserError(
+                f"{self.run_dir}: no member's parameters are finite any more, at step {self.env_steps}; a smaller "
+                "learning_rate or max_grad_norm may help, or other rewards"
+            )
+
+    def sound_members(self) -> list[int]:
+        return [member for member in range(self.num_members) if member not in self.failed]
+
+    def pass_boundary(self) -> None:
+        """A checkpoint at steps that the config alone decides; environments that cannot be saved begin anew there."""
+        if self.has_checkpoints and self.milestones["checkpoint"].passed(self.env_steps):
+            if not isinstance(self.env, TensorEnv):
+                self.loop.begin_episodes(self.env_steps, derived_seed(self.seeds["environments"], self.env_steps))
+            self.saved_at = None
+            self.save()
+
+    def save(self) -> None:
+        """Writes a checkpoint beside the training, unless there is one of this very state."""
+        if not self.has_checkpoints or self.saved_at == self.env_steps:
+            return
+        wandb_id, wandb_step = self.tracker.wandb_position()
+        info = CheckpointInfo(
+            env_steps=self.env_steps,
+            num_updates=self.loop.num_updates,
+            logged_env_steps=self.logged_env_steps,
+            logged_updates=self.logged_updates,
+            milestones={name: milestones.next for name, milestones in self.milestones.items()},
+            elapsed_seconds=time.perf_counter() - self.started,
+            metrics_bytes=self.tracker.num_bytes(),
+            mean_return=self.mean_return,
+            failed=self.failed,
+            best=self.best.info.members,
+            wandb_id=wandb_id,
+            wandb_step=wandb_step,
+            device=self.device.type,
+            config=self.config.model_dump(),
+            versions=self.versions,
+        )
+        tensors = capture(self.state() | named("gradients", self.gradients))
+        if isinstance(self.env, GymnasiumAdapter):
+            tensors |= self.env.journal()
+        self.checkpoints.save(info, tensors)
+        self.saved_at = self.env_steps
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Goes on from where the checkpoint was written."""
+        info, tensors = checkpoint.info, checkpoint.tensors
+        require_fit(checkpoint, self.state())
+        restore(self.state(), tensors)
+        if isinstance(self.env, GymnasiumAdapter):
+            self.repeat_steps(checkpoint)
+        if self.refills_replay and isinstance(self.loop.learner, GumbelActorCritic):
+            self.loop.learner.learns_from += info.env_steps
+        self.gradients = {
+            name.removeprefix("gradients/"): tensor.to(self.device)
+            for name, tensor in tensors.items()
+            if name.startswith("gradients/")
+        }
+        self.env_steps = self.saved_at = info.env_steps
+        self.loop.num_updates = info.num_updates
+        self.logged_env_steps, self.logged_updates = info.logged_env_steps, info.logged_updates
+        self.started -= info.elapsed_seconds
+        self.mean_return, self.failed = info.mean_return, dict(info.failed)
+        for name, milestones in self.milestones.items():
+            milestones.go_on(info.env_steps, info.milestones.get(name, 0))
+        self.best.info = self.best.info.model_copy(update={"members": info.best})
+        if info.best[0].eval_return is not None:
+            self.best.save(self.run_dir / "policy" / "best")
+        self.console.message(f"Goes on from step {info.env_steps}: {checkpoint.folder}")
+
+    def repeat_steps(self, checkpoint: Checkpoint) -> None:
+        """Brings environments that cannot be saved to where they were, by the actions since they last began anew."""
+        assert isinstance(self.env, GymnasiumAdapter)
+        obs = self.env.repeat(checkpoint.tensors)
+        if not torch.equal(self.loop.by_member(obs), self.loop.obs):
+            logger.warning(
+                "%s is not deterministic given its seed: the run goes on, but not as if it had never stopped",
+                self.env.spec_id,
+            )
+
+    def state(self) -> State:
+        """All tensors that training changes, but a replay too large for checkpoints."""
+        state = self.loop.state()
+        if self.refills_replay:
+            state = {name: value for name, value in state.items() if not name.startswith(REPLAY)}
+        best = named("best", dict(self.best.tensors()))
+        return state | best | {"random_of_inspection": self.inspection_generator}
+
+    def leave(self, stopped: Stopped) -> Stopped:
+        """Saves what is done; what to tell the user."""
+        if self.env_steps < self.config.total_env_steps:
+            self.save()
+        self.checkpoints.wait()
+        how = f"saved; python train.py --resume {self.run_dir} goes on"
+        if not self.has_checkpoints:
+            how = "checkpoint.every_env_steps=null: there is nothing to go on from"
+        return Stopped(stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}; {how}")
+
+    def log(self) -> None:
         """Writes the means since the last log line."""
         gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
         columns = {**self.loop.episodes.read(), **self.loop.metrics.read(), **gradients}
         self.gradients = {}
-        elapsed = max(self.training_seconds, 1e-9)
+        seconds = max(self.training_seconds, 1e-9)
+        restarts = np.zeros(self.num_members)
+        if isinstance(self.env, GymnasiumAdapter):
+            restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
             row = {name: float(values[i]) for name, values in columns.items()}
             if np.isnan(row["train/episode_return"]):  # no episode ended since the last line
                 del row["train/episode_return"], row["train/episode_length"]
-            row["time/env_steps_per_second"] = (env_steps - self.logged_at) / elapsed
-            row["time/updates_per_second"] = (self.loop.num_updates - self.logged_updates) / elapsed
-            row["time/elapsed_seconds"] = time.perf_counter() - started
+            if restarts[i]:
+                row["env/restarts"] = float(restarts[i])
+            row["time/env_steps_per_second"] = (self.env_steps - self.logged_env_steps) / seconds
+            row["time/updates_per_second"] = (self.loop.num_updates - self.logged_updates) / seconds
+            row["time/elapsed_seconds"] = time.perf_counter() - self.started
             rows.append(row)
-        self.training_seconds, self.logged_at, self.logged_updates = 0.0, env_steps, self.loop.num_updates
-        self.write(env_steps, rows)
+        self.training_seconds = 0.0
+        self.logged_env_steps, self.logged_updates = self.env_steps, self.loop.num_updates
+        self.write(rows)
 
-    def write(self, env_steps: int, rows: Sequence[dict[str, float]]) -> None:
-        self.tracker.write(env_steps, rows)
-        self.console.update(env_steps, rows)
+    def write(self, rows: Sequence[dict[str, float]]) -> None:
+        rows = [{} if member in self.failed else row for member, row in enumerate(rows)]
+        self.tracker.write(self.env_steps, rows)
+        self.console.update(self.env_steps, rows)
 
-    def evaluate(self, env_steps: int) -> None:
+    def evaluate(self) -> None:
         """Greedy and sampled returns of the averaged policies; keeps each member's best weights."""
-        members = self.evaluate_policy(self.evaluation_env, self.config.evaluation.episodes, env_steps)
+        members = self.evaluate_policy(self.evaluation_env, self.config.evaluation.episodes)
+        self.mean_return = float(np.mean([members[i]["greedy"]["mean"] for i in self.sound_members()]))
         rows = [
             {f"eval/return_{mode}": member[mode]["mean"] for mode in MODES}
             | {f"eval/length_{mode}": float(np.mean(member[mode]["lengths"])) for mode in MODES}
             for member in members
         ]
-        self.write(env_steps, rows)
+        self.write(rows)
         improved = [
             i
             for i, (new, old) in enumerate(zip(self.policy.info.members, self.best.info.members, strict=True))
+            if i not in self.failed
             if old.eval_return is None or float(new.eval_return or 0.0) >= old.eval_return
         ]
         if improved:
             self.best.take_members(self.policy, improved)
             self.best.save(self.run_dir / "policy" / "best")
 
-    def evaluate_policy(self, env: VectorEnvironment, num_episodes: int, env_steps: int) -> list[dict[str, Any]]:
+    def evaluate_policy(self, env: VectorEnvironment, num_episodes: int) -> list[dict[str, Any]]:
         """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        self.policy.copy_from(self.loop.learner.evaluated_actor, self.loop.normalizer)
-        seed = int(
-            np.random.SeedSequence([self.seeds["evaluation"], env_steps, num_episodes]).generate_state(1)[0] >> 1
-        )
-        members = evaluate_members(self.policy, env, num_episodes, seed, MODES)
-        self.policy.record_evaluation(env_steps, [member["greedy"]["mean"] for member in members])
+        self.policy.copy_from(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
+        seed = derived_seed(self.seeds["evaluation"], self.env_steps, num_episodes)
+        members = evaluate_members(self.policy, env, num_episodes, seed, MODES, self.stop.check)
+        self.policy.record_evaluation(self.env_steps, [member["greedy"]["mean"] for member in members])
         return members
 
-    def finish(self, env_steps: int, started: float) -> None:
+    def finish(self) -> None:
         """The last evaluation, on fresh environments; writes the final policy and result.json."""
-        wall_seconds = time.perf_counter() - started
+        wall_seconds = time.perf_counter() - self.started
         num_episodes = self.config.evaluation.final_episodes
         count = num_parallel_envs(self.num_members, num_episodes)
         with contextlib.closing(make_env(self.config, count, self.device)) as env:
-            members = self.evaluate_policy(env, num_episodes, env_steps)
+            members = self.evaluate_policy(env, num_episodes)
+        for member, env_steps in self.failed.items():
+            members[member]["failed_at_env_steps"] = env_steps
         self.policy.save(self.run_dir / "policy" / "final")
         if isinstance(self.loop.learner, GumbelActorCritic):
             save_critics(self.loop.learner.critics, self.run_dir)
         result = {
             "env_id": self.config.env.id,
-            "env_steps": env_steps,
+            "env_steps": self.env_steps,
             "wall_seconds": wall_seconds,
             "versions": self.versions,
             "members": members,
         }
         write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
         self.console.final_table(result, self.run_dir, next_commands(self.run_dir))
-
-
-def seed_streams(config: Config) -> dict[str, int]:
-    """Disjoint seeds, all from the run's one; inspection is that of the gradients, learner noise and replay."""
-    names = ("learner", "environments", "evaluation", "inspection")
-    states = np.random.SeedSequence(config.seed).spawn(len(names))
-    return {name: int(s.generate_state(1)[0] >> 1) for name, s in zip(names, states, strict=True)}
-
-
-def select_device(config: Config) -> torch.device:
-    """Where the run takes place, and whether what it asks of that place is there."""
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: got 'cuda', but torch finds no CUDA device; use device=cpu or device=auto")
-    device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
-    if config.compile:
-        if device.type == "cuda":
-            raise ConfigError("compile: got true, but that is for CPUs: on a GPU the run is a CUDA graph already")
-        if shutil.which(os.environ.get("CXX") or "g++") is None:
-            raise ConfigError("compile: got true, but there is no C++ compiler here; install g++ or leave it out")
-    return device
-
-
-def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvironment:
-    env = config.env
-    return envs.make(
-        env.id,
-        num_envs,
-        kwargs=env.kwargs,
-        action_bins=env.action_bins,
-        vectorization_mode=env.vectorization_mode,
-        device=device,
-        action_mask_key=env.action_mask_key,
-    )
-
-
-def make_run_dir(config: Config) -> Path:
-    """The folder given, or a new one under runs/ named after environment, algorithm, seed and time."""
-    if config.run_dir is not None:
-        path = Path(config.run_dir)
-        if (path / "config.yaml").exists():
-            raise ConfigError(f"run_dir: {path} already holds a run; choose another folder or remove it")
-        path.mkdir(parents=True, exist_ok=True)
-        return path
-    env_name = config.env.id.split(":")[-1].replace("/", "-")
-    stem = f"{env_name}-{config.algorithm}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
-    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
-        path = Path("runs") / f"{stem}{suffix}"
-        with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
-            return path
-    raise RuntimeError(f"cannot make a run folder like runs/{stem}")
-
-
-def next_commands(run_dir: Path) -> list[str]:
-    return [
-        f"python evaluate.py {run_dir}",
-        f"python evaluate.py {run_dir} --video {run_dir}/videos",
-        *([f"python evaluate.py {run_dir} --gradients"] if (run_dir / CRITICS_FILE).exists() else []),
-        f"python compare.py {run_dir}/config.yaml --algorithms gumbel_actor_critic reinforce --seeds 10",
-    ]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)

@@ -1,0 +1,64 @@
+"""What a run that goes on must agree in with the run that it was."""
+
+import json
+from pathlib import Path
+
+from agent.config import Config, ConfigError
+from agent.config_loader import flat, load_config
+from agent.training.checkpoint import Checkpoint, latest, read
+from envs.errors import UserError
+
+FREE = ("total_env_steps", "num_threads", "device", "run_dir", "checkpoint.keep")  # device: as it turns out
+
+
+def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | None:
+    """The newest checkpoint of a run that this config may go on with; None where there is none yet.
+
+    ConfigError where the config is not the run's, with every key that differs.
+    """
+    folder = latest(run_dir)
+    if folder is None:
+        if (run_dir / "config.yaml").exists():
+            require_same(flat(load_config(run_dir / "config.yaml").model_dump()), config, run_dir)
+        return None
+    checkpoint = read(folder)
+    require_same(flat(checkpoint.info.config), config, run_dir)
+    if checkpoint.info.device != device:
+        raise ConfigError(
+            f"device: {folder} was written on {checkpoint.info.device}, whose random streams {device} has not; "
+            f"use device={checkpoint.info.device}"
+        )
+    done, total = checkpoint.info.env_steps, flat(checkpoint.info.config)["total_env_steps"]
+    if config.total_env_steps < done and config.total_env_steps != total:  # the last step may lead beyond the end
+        raise ConfigError(f"total_env_steps: got {config.total_env_steps}, but {run_dir} has {done} steps behind it")
+    return checkpoint
+
+
+def is_finished(config: Config) -> bool:
+    """Whether the run in `run_dir` has come to the end that this config asks for."""
+    result = Path(str(config.run_dir)) / "result.json"
+    if config.run_dir is None or not result.is_file():
+        return False
+    try:
+        env_steps = json.loads(result.read_text(encoding="utf-8"))["env_steps"]
+        return isinstance(env_steps, int) and env_steps >= config.total_env_steps
+    except (OSError, ValueError, LookupError, TypeError):
+        return False
+
+
+def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> None:
+    own = flat(config.model_dump())
+    differing = [key for key in own if own[key] != saved[key] and key not in FREE and not key.startswith("wandb.")]
+    if differing:
+        listed = "\n".join(f"  {key}: {saved[key]!r} there, {own[key]!r} here" for key in differing)
+        raise ConfigError(
+            f"{run_dir} cannot go on with this config, other settings would make it another run:\n{listed}\n"
+            f"only total_env_steps, {', '.join(FREE[1:3])}, checkpoint.keep and wandb.* may change"
+        )
+
+
+def config_of_run(run_dir: Path, overrides: list[str]) -> Config:
+    """Of the run in a folder, with other values for some settings."""
+    if not (run_dir / "config.yaml").is_file():
+        raise UserError(f"--resume {run_dir}: not a run folder: no config.yaml")
+    return load_config(run_dir / "config.yaml", [*overrides, f"run_dir={run_dir}"])

@@ -1,0 +1,88 @@
+"""The folder of a run: which it is, and that one process writes to it."""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from agent.analysis.gradients import CRITICS_FILE
+from agent.config import Config, ConfigError
+from envs.errors import UserError
+
+LOCK, OWNER = ".lock", ".owner.json"
+
+
+def make_run_dir(config: Config) -> Path:
+    """The folder given, or a new one under runs/ named after environment, algorithm, seed and time."""
+    if config.run_dir is not None:
+        path = Path(config.run_dir)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+    env_name = config.env.id.split(":")[-1].replace("/", "-")
+    stem = f"{env_name}-{config.algorithm}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
+        path = Path("runs") / f"{stem}{suffix}"
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise RuntimeError(f"cannot make a run folder like runs/{stem}")
+
+
+@contextlib.contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Holds the folder's lock. UserError where another process does; the lock of one that died is free."""
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(
+            f"{run_dir}: another process writes to it: {owner(run_dir)}; wait for it or stop it. The system frees the "
+            "lock when that process ends, however it does: there is no file to remove"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{run_dir}: cannot be locked: {error}; choose a run_dir where files can be written") from None
+    try:
+        own = {"pid": os.getpid(), "host": platform.node(), "since": f"{datetime.now():%Y-%m-%d %H:%M:%S}"}
+        write_atomically(run_dir / OWNER, json.dumps(own))
+        yield
+    finally:
+        (run_dir / OWNER).unlink(missing_ok=True)
+        lock.release()
+
+
+def owner(run_dir: Path) -> str:
+    """Of the lock, in words."""
+    try:
+        own = json.loads((run_dir / OWNER).read_text(encoding="utf-8"))
+        return f"process {own['pid']} on {own['host']}, since {own['since']}"
+    except (OSError, ValueError, TypeError, KeyError):
+        return "one that has just begun"
+
+
+def require_new(run_dir: Path) -> None:
+    """ConfigError where the folder holds a run."""
+    if (run_dir / "config.yaml").exists():
+        raise ConfigError(
+            f"run_dir: {run_dir} already holds a run; go on with it (train.py --resume {run_dir}), choose another "
+            "folder or remove it"
+        )
+
+
+def write_atomically(path: Path, text: str) -> None:
+    staging = path.with_name(f".{path.name}.tmp")
+    staging.write_text(text, encoding="utf-8")
+    os.replace(staging, path)
+
+
+def next_commands(run_dir: Path) -> list[str]:
+    return [
+        f"python evaluate.py {run_dir}",
+        f"python evaluate.py {run_dir} --video {run_dir}/videos",
+        *([f"python evaluate.py {run_dir} --gradients"] if (run_dir / CRITICS_FILE).exists() else []),
+        f"python compare.py {run_dir}/config.yaml --algorithms gumbel_actor_critic reinforce --seeds 10",
+    ]

@@ -1,0 +1,109 @@
+"""Members whose parameters stop being numbers, environments that fail: said within a log interval, without loss."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from failing_env import ENV_ID
+from test_resume import assert_same, metrics, short, stop_at
+
+from agent import Policy
+from agent.config import Config
+from agent.exit_codes import Stopped
+from agent.training.loop import TrainingLoop
+from agent.training.trainer import train
+from envs import UserError
+
+__all__ = ["stop_at"]  # a fixture
+
+
+def failing(run_dir: Path, *overrides: str) -> Config:
+    return short(
+        run_dir, f"env.id={ENV_ID}", "env.kwargs={at: 25}", "seeds=1", "env.vectorization_mode=sync", *overrides
+    )
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the last member's parameters NaN in the 60th step."""
+    iterate = TrainingLoop.iterate
+
+    def iterate_and_poison(loop: TrainingLoop, env_steps: int) -> None:
+        iterate(loop, env_steps)
+        if env_steps == 59:
+            loop.learner.actor.mlp.flat[-1] = torch.nan
+
+    monkeypatch.setattr(TrainingLoop, "iterate", iterate_and_poison)
+
+
+@pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
+def test_a_member_that_fails_is_given_up_and_the_others_go_on(
+    tmp_path: Path, algorithm: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = [f"algorithm={algorithm}", "env.id=Tensor/CartPole-v1"]
+    sound = train(short(tmp_path / "sound", *settings))
+    request.getfixturevalue("poison")
+    run = train(short(tmp_path / "run", *settings))
+    assert "member 1 (seed 1) is given up at step 60: its parameters are not finite" in caplog.text
+    of_first = [[row for row in metrics(folder) if row["member"] == 0] for folder in (run, sound)]
+    assert of_first[0] == of_first[1] != []
+    assert max(row["env_steps"] for row in metrics(run) if row["member"] == 1) == 50
+    assert all(value is not None for row in metrics(run) for value in row.values())
+    members = json.loads((run / "result.json").read_text())["members"]
+    assert [member.get("failed_at_env_steps") for member in members] == [None, 60]
+    policy = Policy.load(run, member=1)  # of the evaluation before
+    assert policy.info.members[0].env_steps == 120 and policy.act(np.zeros(4, dtype=np.float32)) in (0, 1)
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_120", "step_50"]
+
+
+def test_a_run_without_a_sound_member_ends_with_what_was_good(tmp_path: Path, poison: None) -> None:
+    with pytest.raises(UserError, match="no member's parameters are finite any more, at step 60"):
+        train(short(tmp_path / "run", "seeds=1"))
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_50"]
+    assert Policy.load(tmp_path / "run", weights="best").info.members[0].env_steps == 40
+
+
+FAULTS = [
+    ("raises", "failed in step: ZeroDivisionError: division by zero"),
+    ("shape", r"failed in step: ValueError: an observation of shape \(1,\), its space has \(3,\)"),
+    ("reset", "failed in reset: OSError: no more"),
+    ("nan", r"gave an observation that is not finite"),
+    ("reward", "gave a reward that is not finite: inf"),
+]
+
+
+@pytest.mark.parametrize(("how", "message"), FAULTS)
+def test_an_environment_that_fails_ends_the_run_clearly(how: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=message):
+        train(failing(tmp_path / "run", f"env.kwargs.how={how}"))
+    assert metrics(tmp_path / "run")[-1]["env_steps"] == 20
+
+
+@pytest.mark.parametrize("how", [how for how, _ in FAULTS])
+def test_an_environment_that_fails_can_be_replaced_on_record(
+    how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, stop_at: Callable[[int], None]
+) -> None:
+    settings = (f"env.kwargs.how={how}", "env.on_error=restart")
+    run = train(failing(tmp_path / "run", *settings))
+    assert f"{ENV_ID}: an environment failed in {'reset' if how == 'reset' else 'step'}: " in caplog.text
+    restarts = {row["env_steps"]: row["env/restarts"] for row in metrics(run) if "env/restarts" in row}
+    assert restarts[30] == 1 and restarts[120] == (2 if how == "reset" else 4)
+    assert all(value is not None for row in metrics(run) for value in row.values())
+    stop_at(55)
+    with pytest.raises(Stopped):
+        train(failing(tmp_path / "stopped", *settings))
+    assert_same(train(failing(tmp_path / "stopped", *settings), resume=True), run)
+
+
+def test_an_environment_that_always_fails_is_not_replaced_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="division by zero, 6 times in a row"):
+        train(failing(tmp_path / "run", "env.kwargs={how: raises, at: 1}", "env.on_error=restart"))
+
+
+def test_an_environment_that_hangs_ends_the_run_in_time(tmp_path: Path) -> None:
+    settings = ("env.kwargs.how=hangs", "env.vectorization_mode=async", "env.timeout_seconds=0.5")
+    with pytest.raises(RuntimeError, match=r"Failing-v0: an environment has not answered a step within 0\.5 s"):
+        train(failing(tmp_path / "run", *settings))

@@ -1,0 +1,246 @@
+"""A run that was stopped and goes on is the run that was never stopped, bit for bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from loops import make_loop
+
+from agent.analysis import evaluation
+from agent.config import Config, ConfigError
+from agent.config_loader import load_config
+from agent.exit_codes import Stopped
+from agent.state import capture, restore
+from agent.training.loop import TrainingLoop
+from agent.training.stopping import StopSignals
+from agent.training.trainer import train
+from envs import GymnasiumAdapter
+
+SHORT = [
+    "env.id=CartPole-v1",
+    "total_env_steps=120",
+    "learning_starts=30",
+    "batch_size=8",
+    "hidden_sizes=[8]",
+    "seeds=2",
+    "checkpoint.every_env_steps=50",
+    "evaluation.every_env_steps=40",
+    "evaluation.episodes=1",
+    "evaluation.final_episodes=2",
+    "log_every_env_steps=10",
+    "reinforce.rollout_steps=16",
+    "wandb.mode=disabled",
+]
+
+
+def short(run_dir: Path, *overrides: str) -> Config:
+    return load_config(None, [*SHORT, f"run_dir={run_dir}", *overrides])
+
+
+@pytest.fixture
+def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Has SIGTERM come while the iteration after so many steps is under way, once."""
+
+    def stop_at(env_steps: int) -> None:
+        iterate = TrainingLoop.iterate
+
+        def iterate_and_stop(loop: TrainingLoop, now: int) -> None:
+            iterate(loop, now)
+            if now >= env_steps:
+                monkeypatch.setattr(TrainingLoop, "iterate", iterate)
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        monkeypatch.setattr(TrainingLoop, "iterate", iterate_and_stop)
+
+    return stop_at
+
+
+def metrics(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def assert_same(run: Path, other: Path) -> None:
+    assert metrics(run) == metrics(other)
+    for file in ("policy/final/weights.safetensors", "policy/best/weights.safetensors", "policy/best/policy.json"):
+        assert (run / file).read_bytes() == (other / file).read_bytes(), file
+    results = [json.loads((folder / "result.json").read_text())["members"] for folder in (run, other)]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ["env.num_envs=2", "tau.schedule=adaptive"],
+        ["seeds=1", "env.vectorization_mode=async", "critic.structure=joint", "n_step=1"],
+        ["env.id=Tensor/CartPole-v1", "seeds=1"],
+        ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 7}"],  # with masks
+        ["algorithm=reinforce", "env.num_envs=3"],  # does not divide the budget
+        ["algorithm=reinforce", "env.id=Tensor/CartPole-v1"],
+    ],
+    ids=" ".join,
+)
+def test_stopped_and_resumed_is_as_never_stopped(
+    tmp_path: Path, kind: list[str], stop_at: Callable[[int], None]
+) -> None:
+    unbroken = train(short(tmp_path / "unbroken", *kind))
+    broken = short(tmp_path / "broken", *kind)
+    for step in (20, 70, 113):  # while acting at random, after a boundary, near the end
+        stop_at(step)
+        with pytest.raises(Stopped, match=rf"saved; python train\.py --resume {tmp_path / 'broken'}"):
+            train(broken, resume=True)
+        assert not (tmp_path / "broken" / "result.json").exists()
+    assert_same(train(broken, resume=True), unbroken)
+
+
+def test_stopped_in_an_evaluation_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = train(short(tmp_path / "unbroken"))
+    check, num_evaluations = StopSignals.check, 0
+
+    def run_episodes(*args: object, **kwargs: object) -> evaluation.Episodes:
+        nonlocal num_evaluations
+        num_evaluations += 1
+        if num_evaluations in (3, 9):  # greedy or sampled, on the way and at the end
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args, **kwargs)
+
+    original = evaluation.run_episodes
+    monkeypatch.setattr(evaluation, "run_episodes", run_episodes)
+    for _ in range(2):
+        with pytest.raises(Stopped) as stopped:
+            train(short(tmp_path / "broken"), resume=True)
+        assert stopped.value.signum == signal.SIGINT
+    assert StopSignals.check is check
+    assert_same(train(short(tmp_path / "broken"), resume=True), unbroken)
+
+
+ESTIMATORS = [
+    *(f"estimator.name={name}" for name in ("straight_through_gumbel_softmax", "relaxed_gumbel_softmax")),
+    *(f"estimator.name={name}" for name in ("straight_through_softmax", "gumbel_rao", "gapped_straight_through")),
+    *(f"estimator.name={name}" for name in ("reinmax", "score_function", "local_expectation", "exact")),
+]
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("settings", ["env.id=CartPole-v1 n_step=3", "env.id=Tensor/CartPole-v1 n_step=1"])
+def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> None:
+    """Without what surrounds it; the replay has wrapped by then."""
+
+    def loop() -> TrainingLoop:
+        return make_loop("cpu", *settings.split(), estimator)
+
+    def iterate(loop: TrainingLoop, iterations: range) -> None:
+        for i in iterations:
+            loop.iterate(2 * i)
+            if i == 25:
+                loop.begin_episodes(2 * i, seed=7)
+
+    first, second = loop(), loop()
+    if isinstance(first.env, GymnasiumAdapter):
+        first.env.taken = []
+    iterate(first, range(34))
+    saved = capture(first.state())
+    restore(second.state(), saved)
+    if isinstance(first.env, GymnasiumAdapter) and isinstance(second.env, GymnasiumAdapter):
+        assert len(first.env.journal()["env/actions"]) == 8
+        second.env.repeat(first.env.journal())
+    iterate(first, range(34, 40))
+    assert any(not torch.equal(saved[name], value) for name, value in capture(first.state()).items())
+    iterate(second, range(34, 40))
+    for name, value in capture(first.state()).items():
+        torch.testing.assert_close(capture(second.state())[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
+
+
+def test_boundaries_come_from_the_config_alone(tmp_path: Path) -> None:
+    """Where an environment begins anew, its episode is no one's: the replay bootstraps, statistics leave it out."""
+    run = train(short(tmp_path / "run", "env.id=Acrobot-v1", "evaluation.every_env_steps=120"))  # no episode ends
+    assert not any("train/episode_return" in row for row in metrics(run))
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_120"]
+
+
+def test_a_finished_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> None:
+    run = train(short(tmp_path / "run"))
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert train(short(run), resume=True) == run
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    train(short(run, "total_env_steps=200"), resume=True)
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 200
+    steps = [row["env_steps"] for row in metrics(run) if row["member"] == 0 and "actor/entropy" in row]
+    assert steps == sorted(set(steps)) and steps[-1] == 200
+    assert load_config(run / "config.yaml").total_env_steps == 200
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learning_rate=0.1", "learning_rate: 0.003 there, 0.1 here"),
+        ("seeds=3", "seeds: 2 there, 3 here"),
+        ("total_env_steps=60", "got 60, but .* has 120 steps behind it"),
+    ],
+)
+def test_another_config_is_refused_and_nothing_is_lost(tmp_path: Path, override: str, message: str) -> None:
+    run = train(short(tmp_path / "run"))
+    (run / "result.json").unlink()
+    before = (run / "metrics.jsonl").read_bytes(), (run / "config.yaml").read_bytes()
+    with pytest.raises(ConfigError, match=message):
+        train(short(run, override), resume=True)
+    assert before == ((run / "metrics.jsonl").read_bytes(), (run / "config.yaml").read_bytes())
+
+
+def test_an_environment_that_its_seed_does_not_decide_is_named(
+    tmp_path: Path, stop_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_at(20)
+    with pytest.raises(Stopped):
+        train(short(tmp_path / "run"))
+    repeat = GymnasiumAdapter.repeat
+    monkeypatch.setattr(GymnasiumAdapter, "repeat", lambda env, journal: repeat(env, journal) + 1)
+    train(short(tmp_path / "run"), resume=True)
+    assert "CartPole-v1 is not deterministic given its seed" in caplog.text
+
+
+def test_without_checkpoints_nothing_is_written_and_the_user_is_told(
+    tmp_path: Path, stop_at: Callable[[int], None]
+) -> None:
+    stop_at(20)
+    with pytest.raises(Stopped, match="there is nothing to go on from"):
+        train(short(tmp_path / "run", "checkpoint.every_env_steps=null"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    run = train(short(tmp_path / "run", "checkpoint.every_env_steps=null"), resume=True)  # from the beginning
+    assert metrics(run)[0]["env_steps"] == 10 and not (run / "checkpoints").exists()
+
+
+def test_a_replay_too_large_for_checkpoints_is_filled_anew(
+    tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = short(tmp_path / "run", "checkpoint.replay_gib=0", "log_every_env_steps=1")
+    stop_at(69)
+    with pytest.raises(Stopped):
+        train(config)
+    assert "GiB, more than checkpoint.replay_gib" in caplog.text
+    (state,) = (tmp_path / "run" / "checkpoints").glob("step_70/state.safetensors")
+    assert state.stat().st_size < 100_000
+    learned = {row["env_steps"] for row in metrics(train(config, resume=True)) if "critic/loss" in row}
+    assert {70, 102} <= learned and not learned & set(range(72, 101))
+
+
+def test_a_second_signal_ends_the_process_at_once() -> None:
+    child = os.fork()
+    if child == 0:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.received == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
+        os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGTERM
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopSignals():
+        assert signal.getsignal(signal.SIGTERM) != before[1]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
