@@ -2,8 +2,6 @@
 
 import json
 import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -162,19 +160,13 @@ class Policy:
         self.info = self.info.model_copy(update={"members": chosen})
 
     def save(self, folder: Path) -> None:
-        """Writes weights.safetensors and policy.json; the folder appears whole or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        save_file({name: t.contiguous().cpu() for name, t in self.tensors().items()}, staging / "weights.safetensors")
-        (staging / "policy.json").write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
-        staging.chmod(0o755)
-        if folder.exists():
-            retired = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            os.replace(folder, retired / folder.name)
-            os.replace(staging, folder)
-            shutil.rmtree(retired)
-        else:
-            os.replace(staging, folder)
+        """Writes weights.safetensors and policy.json, each whole or not at all: what is there stays readable."""
+        folder.mkdir(parents=True, exist_ok=True)
+        weights, info = folder / ".weights.safetensors.tmp", folder / ".policy.json.tmp"
+        save_file({name: t.contiguous().cpu() for name, t in self.tensors().items()}, weights)
+        info.write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
+        os.replace(weights, folder / "weights.safetensors")
+        os.replace(info, folder / "policy.json")
 
     @classmethod
     def load(

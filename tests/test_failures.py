@@ -1,5 +1,6 @@
 """Members whose parameters stop being numbers, environments that fail: said within a log interval, without loss."""
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from agent import Policy
 from agent.config import Config
 from agent.exit_codes import Stopped
 from agent.training.loop import TrainingLoop
+from agent.training.tracking import Tracker
 from agent.training.trainer import train
 from envs import UserError
 
@@ -64,6 +66,30 @@ def test_a_run_without_a_sound_member_ends_with_what_was_good(tmp_path: Path, po
         train(short(tmp_path / "run", "seeds=1"))
     assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step_*")] == ["step_50"]
     assert Policy.load(tmp_path / "run", weights="best").info.members[0].env_steps == 40
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken = train(short(tmp_path / "unbroken"))
+
+    def full(tracker: Tracker, env_steps: int, rows: object) -> None:
+        if env_steps == 70:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tracker, env_steps, rows)
+
+    write = Tracker.write
+    with monkeypatch.context() as patched:
+        patched.setattr(Tracker, "write", full)
+        with pytest.raises(
+            UserError, match=r"No space left on device; once it can, python train.py --resume .* goes on"
+        ):
+            train(short(tmp_path / "run"))
+    assert_same(train(short(tmp_path / "run"), resume=True), unbroken)
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="run_dir: .*file/run cannot be made: .*Not a directory"):
+        train(short(tmp_path / "file" / "run"))
 
 
 FAULTS = [

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_resume import stop_at
 
 import compare
 import evaluate
 import train
 from agent.exit_codes import Stopped
 
+__all__ = ["stop_at"]  # a fixture
 CARTPOLE = "configs/cartpole.yaml"
 SHORT = [
     "env.id=CartPole-v1", "total_env_steps=200", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]", "seeds=2",
@@ -168,6 +170,17 @@ def test_interrupted_comparison_says_how_to_go_on(
     monkeypatch.setattr(compare, "train", interrupt)
     assert compare.main(["tiny.yaml"]) == code
     assert text in capsys.readouterr().err
+
+
+def test_a_stopped_run_ends_with_the_signals_code_and_the_command_that_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stop_at: Callable[[int], None]
+) -> None:
+    run = tmp_path / "run"
+    stop_at(150)
+    assert train.main([*SHORT, f"run_dir={run}", "--resume", "auto"]) == 143
+    assert f"train.py: stopped at step 151 of 200; saved; python train.py --resume {run}" in capsys.readouterr().err
+    assert train.main(["--resume", str(run)]) == 0
+    assert f"Goes on from step 151: {run}/checkpoints/step_151" in capsys.readouterr().out
 
 
 def other_policy(folder: Path) -> str:

@@ -21,7 +21,10 @@ def make_run_dir(config: Config) -> Path:
     """The folder given, or a new one under runs/ named after environment, algorithm, seed and time."""
     if config.run_dir is not None:
         path = Path(config.run_dir)
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"run_dir: {path} cannot be made: {error}") from None
         return path
     env_name = config.env.id.split(":")[-1].replace("/", "-")
     stem = f"{env_name}-{config.algorithm}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"

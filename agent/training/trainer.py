@@ -135,6 +135,11 @@ class Trainer:
             self.finish()
         except Stopped as stopped:
             raise self.leave(stopped) from None
+        except (EOFError, ConnectionError) as error:
+            raise RuntimeError(f"{self.config.env.id}: the process of an environment has ended: {error}") from error
+        except OSError as error:
+            how = f"once it can, python train.py --resume {self.run_dir} goes on"
+            raise UserError(f"{self.run_dir} cannot be written: {error}; {how}") from error
 
     def iterate(self) -> None:
         clock = time.perf_counter()
