@@ -31,6 +31,8 @@ sys.path.pop(0)  # this folder: its profile.py would hide the library's
 sys.path.insert(0, str(HERE.parent))
 
 import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
 
 from agent.analysis.run_folder import load_run
 from agent.config_loader import load_config
@@ -166,17 +168,45 @@ def damages(folder: Path, count: int, draw: random.Random) -> list[dict]:
     }
     rows = []
     for path, reader in readers.items():
-        whole, outcomes = path.read_bytes(), Counter[str]()
+        whole = path.read_bytes()
         others = [other.read_bytes() for other in readers if other != path]
-        for _ in range(-(-count // len(readers))):
-            path.write_bytes(damaged(whole, others, draw))
-            outcomes[outcome(reader, run)] += 1
+        contents, entropy = damaged(whole, others), draw.getrandbits(32)
+        outcomes = attempts(path, reader, run, contents, -(-count // len(readers)), entropy)
         path.write_bytes(whole)
         lost = outcomes["crash"] + outcomes["unnamed"]
         row = {"fault": f"damaged {path.name}", "count": outcomes.total(), "refused": outcomes["refused"]}
         rows.append(row | {"read": outcomes["read"], "lost": lost})
         print(path.name, dict(outcomes), flush=True)
     return rows
+
+
+def attempts(
+    path: Path,
+    reader: Callable[[], object],
+    run: Path,
+    contents: st.SearchStrategy[bytes],
+    count: int,
+    entropy: int,
+) -> Counter[str]:
+    """What comes of reading a file of many contents."""
+    outcomes = Counter[str]()
+    unhurried = settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+    @seed(entropy)
+    @unhurried
+    @given(contents)
+    def attempt(content: bytes) -> None:
+        path.write_bytes(content)
+        outcomes[outcome(reader, run)] += 1
+
+    attempt()
+    return outcomes
 
 
 def limit_memory() -> None:
@@ -196,28 +226,31 @@ def outcome(reader: Callable[[], object], run: Path) -> str:
     return "read"
 
 
-def damaged(whole: bytes, others: list[bytes], draw: random.Random) -> bytes:
-    at = draw.randrange(len(whole))
-    match draw.randrange(7):
-        case 0:  # cut short
-            return whole[:at]
-        case 1:  # a bit
-            return whole[:at] + bytes([whole[at] ^ 1 << draw.randrange(8)]) + whole[at + 1 :]
-        case 2:  # a stretch of noise
-            return whole[:at] + draw.randbytes(draw.randrange(1, 64)) + whole[at + 64 :]
-        case 3:  # another file's content
-            return draw.choice(others)
-        case 4:  # a huge number where there was a digit, or a huge declared size at the front
-            digits = [i for i, byte in enumerate(whole[:2000]) if chr(byte).isdigit()]
-            i = draw.choice(digits) if digits and draw.random() < 0.7 else 0
-            return whole[:i] + (b"9" * draw.choice([3, 12, 30]) if i else b"\xff" * 7) + whole[i + 1 :]
-        case 5:  # deeper than any parser likes
-            return draw.choice([b"[" * 100_000, b"{a: " * 5000, b"- " * 5000, b'{"a":' * 50_000, b"&a [*a" * 1000])
-        case _:  # a path to somewhere else, a tag that would run code
-            insert = draw.choice(
-                [b"../../../etc/passwd", b"!!python/object/apply:os.system [id]", b"\x00", b"/dev/zero"]
-            )
-            return whole[:at] + insert + whole[at:]
+def damaged(whole: bytes, others: list[bytes]) -> st.SearchStrategy[bytes]:
+    """Cut short, bits flipped, overwritten, another file's, huge numbers and sizes, deep nesting, other paths."""
+    place = st.integers(0, len(whole) - 1)
+    digits = [i for i, byte in enumerate(whole[:2000]) if chr(byte).isdigit()] or [0]
+    nines = st.integers(1, 40).map(lambda n: b"9" * n)
+    deep = [b"[" * 100_000, b"{a: " * 5000, b"- " * 5000, b'{"a":' * 50_000, b"&a [*a" * 1000]
+    foreign = [b"../../../etc/passwd", b"!!python/object/apply:os.system [id]", b"\x00", b"/dev/zero"]
+    return st.one_of(
+        place.map(lambda at: whole[:at]),
+        st.builds(lambda at, bit: overwritten(whole, at, bytes([whole[at] ^ 1 << bit])), place, st.integers(0, 7)),
+        st.builds(lambda at, noise: overwritten(whole, at, noise), place, st.binary(min_size=1, max_size=64)),
+        st.sampled_from(others),
+        st.builds(lambda at, number: inserted(whole, at, number), st.sampled_from(digits), nines),
+        st.binary(min_size=8, max_size=8).map(lambda size: overwritten(whole, 0, size)),
+        st.sampled_from(deep),
+        st.builds(lambda at, text: inserted(whole, at, text), place, st.sampled_from(foreign)),
+    ).filter(lambda content: content != whole)
+
+
+def overwritten(whole: bytes, at: int, new: bytes) -> bytes:
+    return whole[:at] + new + whole[at + len(new) :]
+
+
+def inserted(whole: bytes, at: int, new: bytes) -> bytes:
+    return whole[:at] + new + whole[at:]
 
 
 def config_of(run: Path, kind: list[str]):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+torch.set_num_threads(1)  # the tests run side by side
+
 
 @pytest.fixture
 def generator() -> torch.Generator:
