@@ -47,6 +47,7 @@ SETTINGS = [
     "env.id=CartPole-v1", "total_env_steps=300", "learning_starts=50", "batch_size=16", "hidden_sizes=[8]",
     "checkpoint.every_env_steps=30", "evaluation.every_env_steps=60", "evaluation.episodes=2",
     "evaluation.final_episodes=2", "log_every_env_steps=20", "reinforce.rollout_steps=32", "wandb.mode=disabled",
+    "replay_capacity=200",  # wraps; small files
 ]  # fmt: skip
 KINDS = [
     ["seeds=4", "env.num_envs=2"],
