@@ -218,7 +218,7 @@ class Config(Section):
     algorithm: Literal["gumbel_actor_critic", "reinforce"] = Field("gumbel_actor_critic", description="what is trained")
     env: EnvConfig
     seed: int = Field(0, ge=0, description="seed of the first member; decides every random draw of the run")
-    seeds: int = Field(1, ge=1, description="members with seeds seed, seed+1, … trained as one program")
+    seeds: int = Field(1, ge=1, le=100_000, description="members with seeds seed, seed+1, … trained as one program")
     sweep: dict[str, list[float]] = Field({}, description="per-member setting: values; multiplies with seeds")
     total_env_steps: int = Field(
         50_000, ge=1, description="environment steps of each member, over all its environments"
