@@ -6,7 +6,7 @@ from pathlib import Path
 
 from agent.config_loader import help_text, load_config
 from agent.exit_codes import exit_code
-from agent.training.resume import config_of_run
+from agent.training.resume import config_of_run, is_finished
 from agent.training.trainer import train
 from envs.errors import UserError
 
@@ -55,6 +55,9 @@ def run(options: argparse.Namespace) -> None:
         return
     if options.resume == "auto" and config.run_dir is None:
         raise UserError("--resume auto: needs run_dir=FOLDER, where the run is or will be")
+    if options.resume is not None and is_finished(config):
+        print(f"{config.run_dir} has come to its end; a larger total_env_steps makes it longer")
+        return
     train(config, resume=options.resume is not None)
 
 

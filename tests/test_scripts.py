@@ -181,6 +181,9 @@ def test_a_stopped_run_ends_with_the_signals_code_and_the_command_that_goes_on(
     assert f"train.py: stopped at step 151 of 200; saved; python train.py --resume {run}" in capsys.readouterr().err
     assert train.main(["--resume", str(run)]) == 0
     assert f"Goes on from step 151: {run}/checkpoints/step_151" in capsys.readouterr().out
+    assert train.main(["--resume", str(run)]) == 0
+    assert "has come to its end; a larger total_env_steps" in capsys.readouterr().out
+    assert train.main(["--resume", str(run), "learning_rate=1"]) == 2
 
 
 def other_policy(folder: Path) -> str:

@@ -35,12 +35,13 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
 
 
 def is_finished(config: Config) -> bool:
-    """Whether the run in `run_dir` has come to the end that this config asks for."""
-    result = Path(str(config.run_dir)) / "result.json"
-    if config.run_dir is None or not result.is_file():
+    """Whether the run in `run_dir` has come to the end that this config wants.  ConfigError: it is another's."""
+    run_dir = Path(str(config.run_dir))
+    if config.run_dir is None or not (run_dir / "result.json").is_file():
         return False
+    require_same(flat(load_config(run_dir / "config.yaml").model_dump()), config, run_dir)
     try:
-        env_steps = json.loads(result.read_text(encoding="utf-8"))["env_steps"]
+        env_steps = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["env_steps"]
         return isinstance(env_steps, int) and env_steps >= config.total_env_steps
     except (OSError, ValueError, LookupError, TypeError):
         return False
