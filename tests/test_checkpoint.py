@@ -63,6 +63,7 @@ def test_the_last_in_which_no_member_had_failed_stays(tmp_path: Path) -> None:
     for env_steps, failed in ((10, {}), (20, {}), (30, {1: 25}), (40, {1: 25})):
         write(tmp_path, env_steps, failed=failed, mean_return=float(env_steps))
     assert names(tmp_path) == ["latest", "step_20", "step_40"]
+    assert read(tmp_path / "checkpoints" / "step_40").info.failed == {1: 25}
 
 
 def test_without_its_pointer_the_newest_is_found(tmp_path: Path) -> None:

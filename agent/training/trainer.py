@@ -91,15 +91,7 @@ class Trainer:
         self.mean_return: float | None = None  # over members, greedy, of the last evaluation
         self.failed: dict[int, int] = {}  # members whose parameters are no numbers any more: since which step
         self.saved_at: int | None = None
-        replay = {name: value for name, value in self.loop.state().items() if name.startswith(REPLAY)}
-        replay_gib = sum(value_of(value).nbytes for value in replay.values()) / 2**30
-        self.refills_replay = replay_gib > config.checkpoint.replay_gib
-        if self.refills_replay and self.has_checkpoints:
-            logger.warning(
-                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and goes on, it is "
-                "filled anew",
-                replay_gib,
-            )
+        self.refills_replay = self.has_checkpoints and self.replay_is_too_large()
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
         self.started = time.perf_counter()
 
@@ -120,6 +112,19 @@ class Trainer:
         if self.loop.compiles:
             stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
+
+    def replay_is_too_large(self) -> bool:
+        """Whether it stays out of the checkpoints; then the user is told."""
+        replay = [value_of(value) for name, value in self.loop.state().items() if name.startswith(REPLAY)]
+        gib = sum(value.nbytes for value in replay) / 2**30
+        is_too_large = gib > self.config.checkpoint.replay_gib
+        if is_too_large:
+            logger.warning(
+                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and goes on, it is "
+                "filled anew",
+                gib,
+            )
+        return is_too_large
 
     def run(self) -> None:
         """Collects and learns to the end of the budget, with evaluations, log lines and checkpoints on their way."""
