@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
@@ -18,6 +16,7 @@ from agent.config import Config
 from agent.estimators import gumbel_noise
 from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
+from agent.weights import load_weights, save_weights
 from envs import VectorEnvironment
 from envs.errors import UserError
 from envs.masks import MaskReader
@@ -41,7 +40,7 @@ class PolicyInfo(BaseModel):
     """policy.json: all that is needed to use the weights, besides the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     algorithm: str
     env_id: str
     env_kwargs: dict[str, Any]
@@ -162,10 +161,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Writes weights.safetensors and policy.json, each whole or not at all: what is there stays readable."""
         folder.mkdir(parents=True, exist_ok=True)
-        weights, info = folder / ".weights.safetensors.tmp", folder / ".policy.json.tmp"
-        save_file({name: t.contiguous().cpu() for name, t in self.tensors().items()}, weights)
+        info = folder / ".policy.json.tmp"
         info.write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
-        os.replace(weights, folder / "weights.safetensors")
+        save_weights(self.tensors(), folder / "weights.safetensors")
         os.replace(info, folder / "policy.json")
 
     @classmethod
@@ -191,9 +189,9 @@ class Policy:
             raise PolicyError(f"{folder / 'policy.json'}: {error}") from None
         weights_file = folder / "weights.safetensors"
         try:
-            stored = load_file(weights_file)
-        except (OSError, SafetensorError) as error:
-            raise PolicyError(f"{weights_file}: not readable as safetensors: {error}") from None
+            stored = load_weights(weights_file)
+        except UserError as error:
+            raise PolicyError(str(error)) from None
         expected = policy.tensors()
         if {k: v.shape for k, v in stored.items()} != {k: v.shape for k, v in expected.items()}:
             raise PolicyError(f"{weights_file}: the tensors do not fit the networks that policy.json describes")

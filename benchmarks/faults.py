@@ -40,6 +40,7 @@ from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.checkpoint import latest, read
 from agent.training.trainer import train
+from agent.weights import load_weights
 from benchmarks.rows import add_rows, commands
 from envs import UserError
 
@@ -162,6 +163,7 @@ def damages(folder: Path, count: int, draw: random.Random) -> list[dict]:
         run / "result.json": lambda: load_run(run),
         run / "policy" / "final" / "policy.json": lambda: Policy.load(run, member="all"),
         run / "policy" / "final" / "weights.safetensors": lambda: Policy.load(run, member="all"),
+        run / "critics.safetensors": lambda: load_weights(run / "critics.safetensors"),
         step / "state.safetensors": lambda: read(step),
         step / "checkpoint.json": lambda: read(step),
         step / "SHA256SUMS": lambda: read(step),

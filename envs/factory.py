@@ -1,8 +1,6 @@
 """The one way to get a vector environment."""
 
 import inspect
-import signal
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +12,7 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 
 from envs.errors import UserError
 from envs.functional import TensorEnv
@@ -23,6 +21,7 @@ from envs.guard import Guard
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY
 from envs.registry import find_spec, newest_version
+from envs.workers import kill_at_exit, surviving_worker
 
 VectorEnvironment = GymnasiumAdapter | TensorEnv  # the same interface
 
@@ -114,10 +113,11 @@ def _construct(
             "vector_kwargs": {"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},  # the adapter copies
             "wrappers": [guard],
         }
+        if mode == "async":
+            arguments["vector_kwargs"]["worker"] = surviving_worker
     try:
         # Its checks at every step cost as much as a step of CartPole; the adapter has its own.
-        with _children_ignore_ctrl_c():
-            return gymnasium.make_vec(replace(spec, disable_env_checker=True), num_envs, **arguments, **kwargs)
+        vector_env = gymnasium.make_vec(replace(spec, disable_env_checker=True), num_envs, **arguments, **kwargs)
     except (ImportError, DependencyNotInstalled) as error:
         raise _missing_dependency(spec, error) from error
     except Exception as error:
@@ -126,6 +126,9 @@ def _construct(
         raise UserError(
             f"{spec.id} cannot be made with env.kwargs={kwargs}: {type(error).__name__}: {error}"
         ) from error
+    if isinstance(vector_env, AsyncVectorEnv):
+        kill_at_exit(vector_env.processes)
+    return vector_env
 
 
 def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], native: bool) -> None:
@@ -179,19 +182,6 @@ def _missing_dependency(spec: EnvSpec, error: Exception) -> UserError:
     package = str(spec.entry_point).removeprefix("gymnasium.envs.").split(".")[0].split(":")[0]
     install = f': pip install "gymnasium[{EXTRAS[package]}]"' if package in EXTRAS else ""
     return UserError(f"{spec.id} needs a package that is not installed{install} ({error})")
-
-
-@contextmanager
-def _children_ignore_ctrl_c() -> Iterator[None]:
-    """A terminal sends SIGINT to worker processes too, which must live on while the run saves its state."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from envs.errors import UserError
 from envs.guard import RESTARTED
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
+from envs.workers import kill
 
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
 
@@ -141,7 +142,11 @@ class GymnasiumAdapter:
             raise UserError(f"{self.spec_id} cannot be rendered: {error}") from error
 
     def close(self) -> None:
-        self.vector_env.close(**({"terminate": True} if self._hangs else {}))
+        if self._hangs and isinstance(self.vector_env, AsyncVectorEnv):
+            kill(self.vector_env.processes)
+            self.vector_env.close(terminate=True)
+        else:
+            self.vector_env.close()
 
     def _ask(self, call: str, *args: Any, **kwargs: Any) -> Any:
         """Resets or steps the vector environment, with a limit on the wait for processes of their own."""

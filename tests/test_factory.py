@@ -1,6 +1,7 @@
 """make() finds the environment and the way to run it, or says what to write instead."""
 
 import dataclasses
+import subprocess
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -100,6 +101,14 @@ def test_kwargs_and_time_limit_reach_the_environment(vectorization_mode: str) ->
     adapter.close()
     assert [step.reward.tolist() for step in steps] == [[0, 0]] * 3  # Sutton and Barto: -1 when the pole falls, else 0
     assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2]
+
+
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("del env", 0), ("os.kill(os.getpid(), 9)", -9)])
+def test_processes_of_environments_end_with_the_run(end: str, code: int) -> None:
+    """In silence; whoever reads their errors waits for them."""
+    script = f"import os, envs; env = envs.make('CartPole-v1', 2, vectorization_mode='async'); {end}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (code, "")
 
 
 def test_box_actions_are_cut_into_bins() -> None:

@@ -84,7 +84,13 @@ def test_reinforce_has_no_gradients_to_report(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"), [("gone", "no such file"), ("cut", "not readable as safetensors"), ("other", "do not fit")]
+    ("damage", "message"),
+    [
+        ("gone", "no such file"),
+        ("cut", "not readable as safetensors"),
+        ("flipped", "not what was written"),
+        ("other", "do not fit"),
+    ],
 )
 def test_unusable_critics_are_explained(
     run: Path, tmp_path: Path, damage: str, message: str, capsys: pytest.CaptureFixture[str]
@@ -96,6 +102,8 @@ def test_unusable_critics_are_explained(
         file.unlink()
     elif damage == "cut":
         file.write_bytes(file.read_bytes()[:50])
+    elif damage == "flipped":
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
     else:
         shutil.copy(copy / "policy" / "final" / "weights.safetensors", file)
     assert evaluate.main([str(copy), "--gradients"]) == 2

@@ -121,9 +121,10 @@ def test_normaliser_is_part_of_the_policy(tmp_path: Path) -> None:
         (lambda p: (p / "policy.json").write_text("[" * 100_000), "policy.json: not readable as JSON"),
         (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors: not readable"),
         (lambda p: (p / "weights.safetensors").write_bytes(b"nonsense"), "weights.safetensors: not readable"),
+        (lambda p: flip(p / "weights.safetensors", -1), "weights.safetensors: not what was written"),
         (lambda p: change(p, hidden_sizes=[9]), "do not fit the networks"),
         (lambda p: change(p, hidden_sizes=[-1]), "hidden_sizes"),
-        (lambda p: change(p, format=2), "policy.json: format"),
+        (lambda p: change(p, format=1), "policy.json: format"),
         (lambda p: change(p, action_space={"type": "os.system"}), "policy.json"),
         (lambda p: change(p, extra=1), "policy.json: extra"),
     ],
@@ -133,6 +134,12 @@ def test_unusable_folder_is_a_clear_error(tmp_path: Path, spoil: object, message
     spoil(tmp_path / "p")  # type: ignore[operator]
     with pytest.raises(PolicyError, match=message):
         Policy.load(tmp_path / "p")
+
+
+def flip(file: Path, at: int) -> None:
+    content = bytearray(file.read_bytes())
+    content[at] ^= 1
+    file.write_bytes(content)
 
 
 def change(folder: Path, **fields: object) -> None:

@@ -1,6 +1,7 @@
 """A run that was stopped and goes on is the run that was never stopped, bit for bit."""
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -43,7 +44,7 @@ def short(run_dir: Path, *overrides: str) -> Config:
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Has SIGTERM come while the iteration after so many steps is under way, once."""
+    """Has SIGTERM come to every process of the run while the iteration after so many steps is under way, once."""
 
     def stop_at(env_steps: int) -> None:
         iterate = TrainingLoop.iterate
@@ -52,7 +53,8 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             iterate(loop, now)
             if now >= env_steps:
                 monkeypatch.setattr(TrainingLoop, "iterate", iterate)
-                os.kill(os.getpid(), signal.SIGTERM)
+                for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
+                    os.kill(pid, signal.SIGTERM)
 
         monkeypatch.setattr(TrainingLoop, "iterate", iterate_and_stop)
 

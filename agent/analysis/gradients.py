@@ -7,8 +7,6 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
@@ -19,6 +17,7 @@ from agent.gradient_quality import Moments, moments, quality
 from agent.gumbel_actor_critic import NUM_CRITICS, unbiased_estimator
 from agent.networks import member_generators
 from agent.policy import Policy
+from agent.weights import load_weights, save_weights
 from envs import VectorEnvironment
 from envs.errors import UserError
 
@@ -32,8 +31,7 @@ REPEATS, ROUNDS = 8, 256  # draws at each state: their product
 
 def save_critics(critics: Critics, run: Path) -> None:
     """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
-    views = critics.mlp.views(critics.mlp.flat)
-    save_file({name: view.contiguous().cpu() for name, view in views.items()}, run / CRITICS_FILE)
+    save_weights(critics.mlp.views(critics.mlp.flat), run / CRITICS_FILE)
 
 
 def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
@@ -43,10 +41,7 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
         raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
     if not path.is_file():
         raise UserError(f"{path}: no such file; --gradients needs the folder of a finished run of gumbel_actor_critic")
-    try:
-        stored = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not readable as safetensors: {error}") from None
+    stored = load_weights(path)
     generators = member_generators([0] * policy.num_members * NUM_CRITICS, 0)
     actions = ActionSpace(policy.factored.num_choices)
     critics = make_critics(
