@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from envs.errors import UserError
 from envs.masks import ACTION_MASK_KEY
 
+MAX_SEED = 2**32 - 1
 PER_MEMBER: dict[str, Any] = {"per_member": True}  # a setting that `sweep` may give each member its own value of
 
 
@@ -48,6 +49,23 @@ class EnvConfig(Section):
         "are never taken, nor count in the critic's target. Bool or int8; [n] for Discrete; [sum of n_k], or an array "
         "[n_k] for each factor, for MultiDiscrete; [2n] or [n, 2] for MultiBinary; null: masks are ignored",
     )
+
+    @field_validator("kwargs")
+    @classmethod
+    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if (fault := not_in_json(kwargs)) is not None:
+            raise ValueError(f"kwargs: {fault}, which the files of a run cannot hold; use texts, numbers and lists")
+        return kwargs
+
+
+def not_in_json(value: Any) -> str | None:
+    """What of it would not come back from JSON as it was; infinity does, as Python reads it."""
+    if isinstance(value, dict):
+        keys = [f"the key {key!r} is no text" for key in value if not isinstance(key, str)]
+        return next(filter(None, [*keys, *map(not_in_json, value.values())]), None)
+    if isinstance(value, list):
+        return next(filter(None, map(not_in_json, value)), None)
+    return None if isinstance(value, str | int | float | None) else f"{value!r} is a {type(value).__name__}"
 
 
 class ScheduleConfig(Section):
@@ -108,6 +126,12 @@ class AlphaConfig(Section):
     learning_rate: float = Field(1e-2, ge=0, description="Adam step of log alpha; 0 fixes alpha at start")
     min: float = Field(1e-3, gt=0, description="smallest alpha")
     max: float = Field(10.0, gt=0, description="largest alpha")
+
+    @model_validator(mode="after")
+    def start_lies_between_min_and_max(self) -> "AlphaConfig":
+        if not self.min <= self.start <= self.max:
+            raise ValueError(f"start: got {self.start:g}, must lie between min={self.min:g} and max={self.max:g}")
+        return self
 
 
 class EstimatorConfig(Section):
@@ -217,7 +241,9 @@ class WandbConfig(Section):
 class Config(Section):
     algorithm: Literal["gumbel_actor_critic", "reinforce"] = Field("gumbel_actor_critic", description="what is trained")
     env: EnvConfig
-    seed: int = Field(0, ge=0, description="seed of the first member; decides every random draw of the run")
+    seed: int = Field(
+        0, ge=0, le=MAX_SEED, description="seed of the first member; decides every random draw of the run"
+    )
     seeds: int = Field(1, ge=1, le=100_000, description="members with seeds seed, seed+1, … trained as one program")
     sweep: dict[str, list[float]] = Field({}, description="per-member setting: values; multiplies with seeds")
     total_env_steps: int = Field(
@@ -227,7 +253,8 @@ class Config(Section):
     num_threads: int = Field(1, ge=1, description="CPU threads of torch; small networks are fastest with 1")
     compile: bool | None = Field(
         None,
-        description="turn the update into C++ first; null: on a CPU with a C++ compiler, where the run is long enough",
+        description="turn the update into C++ first; null: on a CPU with a C++ compiler, where the run is long enough; "
+        "REINFORCE's varies in size and never is",
     )
     run_dir: str | None = Field(None, description="folder of the run, exactly; null: a new one under runs/")
 

@@ -23,7 +23,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     for key, value in from_command_line.items():
         put(values, key, value)
     config = validate(values, lambda key: source(key, path, from_command_line))
-    for member in config.members():  # a swept value must be valid where it will stand
+    for member in config.members()[:: config.seeds]:  # a swept value must be valid where it will stand
         swept = config.model_dump(exclude={"sweep"})
         for key, number in member.settings.items():
             put(swept, key, number)

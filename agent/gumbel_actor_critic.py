@@ -170,13 +170,14 @@ class GumbelActorCritic:
 
     def state(self) -> State:
         """All that changes."""
+        is_adaptive = self.config.tau.schedule == "adaptive"
         return {
             "actor": self.actor.mlp.flat,
             "evaluated_actor": self.evaluated_actor.mlp.flat,
             "critics": self.critics.mlp.flat,
             "target_critics": self.target_critics.mlp.flat,
             "log_alpha": self.log_alpha,
-            "schedules": self.schedules.table,  # an adaptive tau is written here
+            **({"tau": self.schedules.table[:, TAU]} if is_adaptive else {}),  # the others follow from the config
             "noise": self.exploration.noise,
             **named("optimizer", self.optimizer.state()),
             **named("replay", self.replay.state()),

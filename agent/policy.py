@@ -39,7 +39,7 @@ class MemberInfo(BaseModel):
 class PolicyInfo(BaseModel):
     """policy.json: all that is needed to use the weights, besides the weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
     format: Literal[2] = 2
     algorithm: str
     env_id: str

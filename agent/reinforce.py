@@ -167,7 +167,9 @@ class Reinforce:
         returns, usable = self.monte_carlo_returns()
         obs, action, mask, returns, weight = self.gather(returns, usable)
         obs = self.normalizer(obs)
+        has_data = weight.sum(-1) > 0  # else nothing moves, momentum included
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
+        learning_rate = learning_rate * has_data.unsqueeze(-1)
 
         advantage, baseline_loss = self.advantage(obs, returns, weight, learning_rate)
         saved = self.actor.mlp.forward(obs)
@@ -184,13 +186,14 @@ class Reinforce:
         gradient = self.actor.parameter_gradient(saved, per_row * share[..., None, None])
         norm = clip_grad_norm(gradient, self.num_members, self.config.max_grad_norm)
         self.actor_optimizer.step([gradient], [learning_rate])
-        return {
+        metrics = {
             "actor/loss": loss,
             "actor/entropy": weighted_mean(entropy, weight),
             "actor/grad_norm": norm,
             "baseline/loss": baseline_loss,
             "baseline/return": weighted_mean(returns, weight),
         }
+        return {name: value.masked_fill(~has_data, torch.nan) for name, value in metrics.items()}
 
     def monte_carlo_returns(self) -> tuple[Float[Tensor, "L P E"], Bool[Tensor, "L P E"]]:
         """G_t = r_t + gamma G_{t+1} within an episode, and which steps belong to an ended episode not used before.

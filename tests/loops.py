@@ -22,12 +22,20 @@ SETTINGS = [
 ]
 KINDS = [
     ["env.id=CartPole-v1", "env.vectorization_mode=sync"],
-    ["env.id=Tensor/CartPole-v1", "critic.structure=joint", "hidden_sizes=[4]", "n_step=1", "critic.layer_norm=false"],
+    [
+        "env.id=Tensor/CartPole-v1",
+        "critic.structure=joint",
+        "hidden_sizes=[4]",
+        "n_step=1",
+        "critic.layer_norm=false",
+        "estimator.name=gumbel_rao",
+    ],
     [
         "env.id=Tensor/ChainBandit-v0",
         "env.kwargs={num_factors: 3, num_choices: 3}",
         "critic.rank=2",
         "actor.layer_norm=true",
+        "estimator.name=exact",
     ],
     ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}"],  # gives masks
 ]

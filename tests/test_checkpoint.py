@@ -25,8 +25,6 @@ from envs import UserError
 INFO = CheckpointInfo(
     env_steps=0,
     num_updates=0,
-    logged_env_steps=0,
-    logged_updates=0,
     milestones={"log": 10},
     elapsed_seconds=0.0,
     metrics_bytes=0,

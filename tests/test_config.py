@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError
+from agent.config import ConfigError, settings
 from agent.config_loader import help_text, load_config
 
 CARTPOLE = ["env.id=CartPole-v1"]
@@ -105,8 +105,24 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
 
 def test_help_shows_every_setting_with_default_and_allowed_values() -> None:
     text = " ".join(help_text().split())
+    assert all(f" {key} = " in text for key, _ in settings())
     assert "tau.start = 1.0" in text and "[constant | linear | exponential | cosine]" in text
     assert "env.id = required" in text and "[>= 0, < 1]" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=4294967296", "seed: got 4294967296"),
+        ("env.kwargs={a: {0: b}}", "kwargs: the key 0 is no text"),
+        ("env.kwargs={a: [{b: 2024-01-05}]}", "is a date, which the files of a run cannot hold"),
+        ("alpha.start=1e-4", "start: got 0.0001, must lie between min=0.001 and max=10"),
+        ("sweep={alpha.start: [1, 20]}", "sweep: start: got 20, must lie between"),
+    ],
+)
+def test_values_that_do_not_go_together_are_refused(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(None, [*CARTPOLE, override])
 
 
 def test_sweep_multiplies_with_seeds() -> None:

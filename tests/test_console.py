@@ -33,7 +33,7 @@ class Screen(io.StringIO):
 
 def make_console(screen: Screen, total: int = 20_000, seeds: int = 1) -> Console:
     settings = ["env.id=CartPole-v1", f"total_env_steps={total}", f"seeds={seeds}"]
-    return Console(load_config(None, settings), screen.output)
+    return Console(load_config(None, settings), output=screen.output)
 
 
 def row(**values: float) -> dict[str, float]:

@@ -5,6 +5,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from loops import make_loop, run
 from torch import Generator, Tensor
 
 import envs
@@ -15,6 +16,7 @@ from agent.critics import ReducedQ
 from agent.gumbel_actor_critic import TAU, GumbelActorCritic
 from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
+from agent.training.loop import TrainingLoop
 
 PROGRESS = torch.tensor(0.25)
 COMBINATIONS = [  # of critic and estimator: all but the one that is refused
@@ -267,3 +269,44 @@ def test_a_time_limit_taken_for_the_end_of_the_task_gives_the_wrong_value() -> N
     """Negative control of the probe: the value then stays below 1 / (1 - gamma) = 5 by more than the tolerance."""
     agent = learn_probe("Probe/TimeLimit-v0", truncation_ends_the_task=True)
     assert q_values(agent, [0.0]).item() < 4.5
+
+
+def after_a_run(*overrides: str) -> TrainingLoop:
+    loop = make_loop("cpu", "env.id=Tensor/CartPole-v1", *overrides)
+    run(loop)
+    return loop
+
+
+def test_copies_that_move_all_the_way_are_the_same() -> None:
+    learner = after_a_run("policy_average_rate=1", "target_update_rate=1").learner
+    assert torch.equal(learner.evaluated_actor.mlp.flat, learner.actor.mlp.flat)
+    assert torch.equal(learner.target_critics.mlp.flat, learner.critics.mlp.flat)
+    learner = after_a_run().learner
+    assert not torch.equal(learner.evaluated_actor.mlp.flat, learner.actor.mlp.flat)
+    assert not torch.equal(learner.target_critics.mlp.flat, learner.critics.mlp.flat)
+
+
+@pytest.mark.parametrize(("end", "moves"), [(0.0, False), (0.1, True)])
+def test_the_learning_rate_ends_where_it_should(end: float, moves: bool) -> None:
+    loop = after_a_run(f"learning_rate_end={end}")
+    before = loop.learner.actor.mlp.flat.clone()
+    loop.draw_and_learn(1)  # all steps are done
+    assert torch.equal(loop.learner.actor.mlp.flat, before) != moves
+
+
+@pytest.mark.parametrize(("beyond", "bound"), [(-20.0, 0.01), (20.0, 5.0)])
+def test_alpha_stays_within_its_bounds(beyond: float, bound: float) -> None:
+    loop = after_a_run("alpha.min=0.01", "alpha.max=5")
+    loop.learner.log_alpha.fill_(beyond)
+    loop.draw_and_learn(1)
+    torch.testing.assert_close(loop.learner.log_alpha.exp(), torch.full((2, 1), bound))
+
+
+def test_gradients_are_clipped() -> None:
+    """To far below Adam's eps, so that nothing moves."""
+    first = make_loop("cpu", "env.id=Tensor/CartPole-v1").learner.critics.mlp.flat.clone()
+    moved = [
+        (after_a_run(*overrides).learner.critics.mlp.flat - first).abs().max()
+        for overrides in ((), ("max_grad_norm=1e-12",))
+    ]
+    assert moved[1] < 0.01 * moved[0]

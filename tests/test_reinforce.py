@@ -51,6 +51,20 @@ def test_returns_of_whole_episodes_by_hand_each_used_once() -> None:
     assert usable_returns(learner) == []
 
 
+def test_without_an_ended_episode_nothing_moves() -> None:
+    learner = make_learner()
+    feed(learner, [1.0], [True], [False], [True])
+    learner.update(torch.tensor(0.0))
+    before = learner.actor.mlp.flat.clone(), learner.baseline.flat.clone()
+    feed(learner, [1.0], [False], [False], [True])
+    metrics = learner.update(torch.tensor(0.0))
+    assert torch.equal(learner.actor.mlp.flat, before[0]) and torch.equal(learner.baseline.flat, before[1])
+    assert all(value.isnan().all() for value in metrics.values())
+    feed(learner, [1.0], [True], [False], [True])
+    metrics = learner.update(torch.tensor(0.0))
+    assert not torch.equal(learner.actor.mlp.flat, before[0]) and metrics["actor/entropy"] > 0
+
+
 def test_environments_end_their_episodes_independently() -> None:
     learner = make_learner("reinforce.baseline=false", num_envs=2)
     feed(learner, [1.0, 10.0], [False, True], [False, False], [True, True])

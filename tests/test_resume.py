@@ -1,6 +1,7 @@
 """A run that was stopped and goes on is the run that was never stopped, bit for bit."""
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -9,17 +10,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from failing_env import ENV_ID
 from loops import make_loop
+from safetensors.torch import load_file, save_file
 
+from agent import Policy
 from agent.analysis import evaluation
 from agent.config import Config, ConfigError
-from agent.config_loader import load_config
+from agent.config_loader import flat, load_config
 from agent.exit_codes import Stopped
 from agent.state import capture, restore
+from agent.training.checkpoint import CheckpointError, sums
 from agent.training.loop import TrainingLoop
+from agent.training.resume import config_of_run, require_same
 from agent.training.stopping import StopSignals
 from agent.training.trainer import train
-from envs import GymnasiumAdapter
+from envs import GymnasiumAdapter, UserError
 
 SHORT = [
     "env.id=CartPole-v1",
@@ -157,10 +163,18 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
         torch.testing.assert_close(capture(second.state())[name], value, rtol=0, atol=0, equal_nan=True, msg=name)
 
 
-def test_boundaries_come_from_the_config_alone(tmp_path: Path) -> None:
+def test_boundaries_come_from_the_config_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where an environment begins anew, its episode is no one's: the replay bootstraps, statistics leave it out."""
+    begun, begin_episodes = [], TrainingLoop.begin_episodes
+
+    def begin_and_note(loop: TrainingLoop, env_steps: int, seed: int) -> None:
+        begun.append(env_steps)
+        begin_episodes(loop, env_steps, seed)
+
+    monkeypatch.setattr(TrainingLoop, "begin_episodes", begin_and_note)
     run = train(short(tmp_path / "run", "env.id=Acrobot-v1", "evaluation.every_env_steps=120"))  # no episode ends
     assert not any("train/episode_return" in row for row in metrics(run))
+    assert begun == [50, 100]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_120"]
 
 
@@ -191,6 +205,59 @@ def test_another_config_is_refused_and_nothing_is_lost(tmp_path: Path, override:
     with pytest.raises(ConfigError, match=message):
         train(short(run, override), resume=True)
     assert before == ((run / "metrics.jsonl").read_bytes(), (run / "config.yaml").read_bytes())
+
+
+def test_a_run_that_cannot_go_on_is_left_as_it_was(tmp_path: Path) -> None:
+    run = train(short(tmp_path / "run"))
+    state = next((run / "checkpoints").glob("step_120")) / "state.safetensors"
+    tensors = load_file(state)
+    save_file({name: tensor for name, tensor in tensors.items() if name != "learner/log_alpha"}, state)
+    (state.parent / "SHA256SUMS").write_text(sums(state.parent))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    with pytest.raises(CheckpointError, match="lacks 'learner/log_alpha'"):
+        train(short(run, "total_env_steps=200"), resume=True)
+    metrics_file = run / "metrics.jsonl"
+    whole = metrics_file.read_bytes()
+    metrics_file.write_bytes(whole[:100])
+    with pytest.raises(UserError, match="lost lines: 100 bytes, the checkpoint was written after"):
+        train(short(run, "total_env_steps=200"), resume=True)
+    metrics_file.write_bytes(whole)
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("name", ["2024-01-05", "007", "a: b", "x #2"])
+def test_any_folder_can_be_resumed_by_its_name(tmp_path: Path, name: str) -> None:
+    run = tmp_path / name
+    run.mkdir()
+    (run / "config.yaml").write_text("env: {id: CartPole-v1}")
+    assert config_of_run(run, []).run_dir == str(run)
+
+
+def test_the_order_of_swept_settings_is_that_of_the_run(tmp_path: Path) -> None:
+    saved = short(tmp_path, "sweep={gamma: [0.9, 0.99], tau.start: [1, 2]}")
+    other = short(tmp_path, "sweep={tau.start: [1, 2], gamma: [0.9, 0.99]}")
+    require_same(flat(saved.model_dump()), saved, tmp_path)
+    with pytest.raises(ConfigError, match="sweep: "):
+        require_same(flat(saved.model_dump()), other, tmp_path)
+
+
+def test_infinity_among_kwargs_survives(tmp_path: Path) -> None:
+    run = train(short(tmp_path / "run", f"env.id={ENV_ID}", "env.kwargs={how: '', at: .inf}"))
+    assert Policy.load(run).info.env_kwargs == {"how": "", "at": math.inf}
+    train(short(run, f"env.id={ENV_ID}", "env.kwargs={how: '', at: .inf}", "total_env_steps=200"), resume=True)
+    assert json.loads((run / "result.json").read_text())["env_steps"] == 200
+
+
+def test_a_longer_run_moves_its_schedules_as_if_it_had_always_been_so_long(tmp_path: Path) -> None:
+    settings = ["tau.env_steps=100", "tau.schedule=linear", "log_every_env_steps=40"]
+    fresh = train(short(tmp_path / "fresh", *settings, "total_env_steps=240"))
+    run = train(short(tmp_path / "run", *settings))
+    run = train(short(run, *settings, "total_env_steps=240"), resume=True)
+    taus = [
+        {row["env_steps"]: row["estimator/tau"] for row in metrics(folder) if "estimator/tau" in row}
+        for folder in (fresh, run)
+    ]
+    assert taus[0] == taus[1] and taus[0][240] == 0.5
 
 
 def test_an_environment_that_its_seed_does_not_decide_is_named(

@@ -39,25 +39,26 @@ class EpisodeStatistics:
 
 
 class MetricMeans:
-    """Means of metrics over updates, kept on the device until they are read."""
+    """Means of metrics over the updates that had them, kept on the device until they are read."""
 
     def __init__(self, names: Sequence[str], num_members: int, device: torch.device) -> None:
         self.names = tuple(names)
         self.total = torch.zeros((len(self.names), num_members), device=device)
-        self.count = torch.zeros((), device=device)
+        self.count = torch.zeros_like(self.total)
 
     def add(self, metrics: dict[str, Float[Tensor, " P"]]) -> None:
-        self.total.add_(torch.stack([metrics[name] for name in self.names]))
-        self.count.add_(1)
+        """Takes in those of one update; NaN where a member has none."""
+        values = torch.stack([metrics[name] for name in self.names])
+        missing = values.isnan()
+        self.total.add_(values.masked_fill_(missing, 0.0))
+        self.count.add_(~missing)
 
     def state(self) -> State:
         """All that changes."""
         return {"total": self.total, "count": self.count}
 
     def read(self) -> dict[str, np.ndarray]:
-        """The means, none where there was no update; starts anew."""
-        if self.count == 0:
-            return {}
+        """The means, NaN where there are none; starts anew."""
         means = (self.total / self.count).cpu().numpy()
         self.total.zero_()
         self.count.zero_()

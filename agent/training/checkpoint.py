@@ -44,12 +44,12 @@ class CheckpointError(UserError):
 class CheckpointInfo(BaseModel):
     """checkpoint.json: all that is not a tensor."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-    format: Literal[1] = 1
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
+    )
+    format: Literal[2] = 2
     env_steps: int = Field(ge=0)  # of a member
     num_updates: int = Field(ge=0)
-    logged_env_steps: int = Field(ge=0)  # at the last log line
-    logged_updates: int = Field(ge=0)
     milestones: dict[str, int]  # where the next log line, evaluation, … is due
     elapsed_seconds: float = Field(ge=0)
     metrics_bytes: int = Field(ge=0)  # of metrics.jsonl

@@ -39,8 +39,10 @@ SAVED = {
 class Console:
     """Shows how far a run is and its newest metrics."""
 
-    def __init__(self, config: Config, output: Output | None = None) -> None:
+    def __init__(self, config: Config, first_env_step: int = 0, output: Output | None = None) -> None:
+        """`first_env_step`: that a run goes on from."""
         self.output = output or Output()
+        self.first_env_step = first_env_step
         self.title = f"{config.env.id} | {config.algorithm}"
         self.newest: dict[str, dict[int, float]] = {}  # metric: member: value
         self.progress = Progress(
@@ -104,11 +106,11 @@ class Console:
             self.message(f"  {command}")
 
     def eta(self, env_steps: int) -> str:
-        """Time left at the average speed so far."""
-        left = self.task.total or 0
-        if not env_steps or self.task.elapsed is None:
+        """Time left at the average speed since it began, or went on."""
+        done, left = env_steps - self.first_env_step, (self.task.total or 0) - env_steps
+        if not done or self.task.elapsed is None:
             return "-"
-        return str(timedelta(seconds=round(self.task.elapsed * max(0, left - env_steps) / env_steps)))
+        return str(timedelta(seconds=round(self.task.elapsed * max(0, left) / done)))
 
     def line(self, env_steps: int) -> str:
         parts = [f"env_steps {env_steps}/{self.task.total:.0f}"]

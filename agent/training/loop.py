@@ -97,8 +97,9 @@ class TrainingLoop:
         elif isinstance(self.env, TensorEnv):
             self.graphs(self.turn, num_updates, uniform)
         else:  # the device learns while the environments are simulated
+            action = self.action.flatten(0, 1).cpu()  # before: a copy waits for what the device has to do
             self.graphs(self.draw_and_learn, num_updates)
-            self.step = self.env.step(self.action.flatten(0, 1))
+            self.step = self.env.step(action)
             self.graphs(self.draw_and_take_in, uniform)
         self.num_updates += num_updates
 
@@ -106,8 +107,14 @@ class TrainingLoop:
         """The updates due after the last step."""
         self.draw_and_learn(self.learner.updates_due(env_steps))
 
+    def wait(self) -> None:
+        """Returns once the device has done what it was asked to."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def begin_episodes(self, env_steps: int, seed: int) -> None:
         """Has every environment begin anew. Episodes under way end as by a time limit and count in no statistics."""
+        self.wait()  # the environment writes to memory that copies to the device may still be read from
         self.learner.end_episodes(self.obs)
         self.episodes.running.zero_()
         self.obs.copy_(self.by_member(self.env.reset(seed)))

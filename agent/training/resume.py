@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from agent.config import Config, ConfigError
 from agent.config_loader import flat, load_config
 from agent.training.checkpoint import Checkpoint, latest, read
+from agent.training.tracking import METRICS_FILE
 from envs.errors import UserError
 
 FREE = ("total_env_steps", "num_threads", "device", "run_dir", "checkpoint.keep")  # device: as it turns out
@@ -31,7 +33,15 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
     done, total = checkpoint.info.env_steps, flat(checkpoint.info.config)["total_env_steps"]
     if config.total_env_steps < done and config.total_env_steps != total:  # the last step may lead beyond the end
         raise ConfigError(f"total_env_steps: got {config.total_env_steps}, but {run_dir} has {done} steps behind it")
+    require_metrics(run_dir / METRICS_FILE, checkpoint.info.metrics_bytes)
     return checkpoint
+
+
+def require_metrics(path: Path, num_bytes: int) -> None:
+    """UserError where lines are gone that were written before the checkpoint."""
+    found = path.stat().st_size if path.exists() else 0
+    if found < num_bytes:
+        raise UserError(f"{path}: has lost lines: {found} bytes, the checkpoint was written after {num_bytes}")
 
 
 def is_finished(config: Config) -> bool:
@@ -49,7 +59,8 @@ def is_finished(config: Config) -> bool:
 
 def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> None:
     own = flat(config.model_dump())
-    differing = [key for key in own if own[key] != saved[key] and key not in FREE and not key.startswith("wandb.")]
+    may_differ = [key for key in own if key in FREE or key.startswith("wandb.")]
+    differing = [key for key in own if key not in may_differ and ordered(key, own[key]) != ordered(key, saved[key])]
     if differing:
         listed = "\n".join(f"  {key}: {saved[key]!r} there, {own[key]!r} here" for key in differing)
         raise ConfigError(
@@ -58,8 +69,13 @@ def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> Non
         )
 
 
+def ordered(key: str, value: Any) -> Any:
+    """With the order of the swept settings, which numbers the members."""
+    return list(value.items()) if key == "sweep" and isinstance(value, dict) else value
+
+
 def config_of_run(run_dir: Path, overrides: list[str]) -> Config:
     """Of the run in a folder, with other values for some settings."""
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"--resume {run_dir}: not a run folder: no config.yaml")
-    return load_config(run_dir / "config.yaml", [*overrides, f"run_dir={run_dir}"])
+    return load_config(run_dir / "config.yaml", overrides).model_copy(update={"run_dir": str(run_dir)})

@@ -18,6 +18,7 @@ from agent.metrics import METRICS
 from agent.training.checkpoint import CheckpointInfo
 from envs.errors import UserError
 
+METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ class Tracker:
     def __init__(self, run_dir: Path, config: Config, resumed: CheckpointInfo | None = None) -> None:
         """`resumed`: what it goes on from; what was written later is gone."""
         self.num_members = len(config.members())
-        self.file = open_metrics(run_dir / "metrics.jsonl", 0 if resumed is None else resumed.metrics_bytes)
+        self.file = open_metrics(run_dir / METRICS_FILE, 0 if resumed is None else resumed.metrics_bytes)
         self.wandb_run: Any = None
         with self.wandb_may_fail():
             self.wandb_run = start_wandb(
@@ -63,7 +64,7 @@ class Tracker:
         """Of metrics.jsonl, once all of it is on disk."""
         self.file.flush()
         os.fsync(self.file.fileno())
-        return self.file.tell()
+        return os.fstat(self.file.fileno()).st_size
 
     def wandb_position(self) -> tuple[str | None, int]:
         """Id of the W&B run, and its next step."""
@@ -126,13 +127,9 @@ def in_one_line(error: Exception) -> str:
 
 
 def open_metrics(path: Path, num_bytes: int) -> TextIO:
-    """To append to, cut to its first bytes.  UserError where there are fewer."""
+    """To append to, cut to its first bytes."""
     try:
         file = path.open("a", encoding="utf-8")
-        found = path.stat().st_size
-        if found < num_bytes:
-            file.close()
-            raise UserError(f"{path}: has lost lines: {found} bytes, the checkpoint was written after {num_bytes}")
         file.truncate(num_bytes)
         return file
     except OSError as error:

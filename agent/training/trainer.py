@@ -100,15 +100,17 @@ class Trainer:
         if not resume:
             require_new(self.run_dir)
         checkpoint = checkpoint_of(config, self.run_dir, self.device.type) if resume else None
+        if checkpoint is not None:
+            self.restore(checkpoint)  # first: what cannot go on is left as it was
         write_atomically(self.run_dir / "config.yaml", config.to_yaml())
         (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
-        self.console = stack.enter_context(Console(config))
+        self.console = stack.enter_context(Console(config, self.env_steps))
         self.tracker = stack.enter_context(Tracker(self.run_dir, config, checkpoint and checkpoint.info))
         self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
         stack.callback(self.checkpoints.wait)
         self.stop = stack.enter_context(StopSignals())
         if checkpoint is not None:
-            self.restore(checkpoint)
+            self.console.message(f"Goes on from step {self.env_steps}: {checkpoint.folder}")
         if self.loop.compiles:
             stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
@@ -140,8 +142,6 @@ class Trainer:
             self.finish()
         except Stopped as stopped:
             raise self.leave(stopped) from None
-        except (EOFError, ConnectionError) as error:
-            raise RuntimeError(f"{self.config.env.id}: the process of an environment has ended: {error}") from error
         except OSError as error:
             how = f"once it can, python train.py --resume {self.run_dir} goes on"
             raise UserError(f"{self.run_dir} cannot be written: {error}; {how}") from error
@@ -150,6 +150,8 @@ class Trainer:
         clock = time.perf_counter()
         self.loop.iterate(self.env_steps)
         self.env_steps += self.num_envs
+        if self.milestones["log"].is_due(self.env_steps):
+            self.loop.wait()
         self.training_seconds += time.perf_counter() - clock
 
     def look(self) -> None:
@@ -201,8 +203,6 @@ class Trainer:
         info = CheckpointInfo(
             env_steps=self.env_steps,
             num_updates=self.loop.num_updates,
-            logged_env_steps=self.logged_env_steps,
-            logged_updates=self.logged_updates,
             milestones={name: milestones.next for name, milestones in self.milestones.items()},
             elapsed_seconds=time.perf_counter() - self.started,
             metrics_bytes=self.tracker.num_bytes(),
@@ -235,9 +235,8 @@ class Trainer:
             for name, tensor in tensors.items()
             if name.startswith("gradients/")
         }
-        self.env_steps = self.saved_at = info.env_steps
-        self.loop.num_updates = info.num_updates
-        self.logged_env_steps, self.logged_updates = info.logged_env_steps, info.logged_updates
+        self.env_steps = self.saved_at = self.logged_env_steps = info.env_steps
+        self.loop.num_updates = self.logged_updates = info.num_updates
         self.started -= info.elapsed_seconds
         self.mean_return, self.failed = info.mean_return, dict(info.failed)
         for name, milestones in self.milestones.items():
@@ -245,7 +244,6 @@ class Trainer:
         self.best.info = self.best.info.model_copy(update={"members": info.best})
         if info.best[0].eval_return is not None:
             self.best.save(self.run_dir / "policy" / "best")
-        self.console.message(f"Goes on from step {info.env_steps}: {checkpoint.folder}")
 
     def repeat_steps(self, checkpoint: Checkpoint) -> None:
         """Brings environments that cannot be saved to where they were, by the actions since they last began anew."""
@@ -262,8 +260,8 @@ class Trainer:
         state = self.loop.state()
         if self.refills_replay:
             state = {name: value for name, value in state.items() if not name.startswith(REPLAY)}
-        best = named("best", dict(self.best.tensors()))
-        return state | best | {"random_of_inspection": self.inspection_generator}
+        policies = named("policy", dict(self.policy.tensors())) | named("best", dict(self.best.tensors()))
+        return state | policies | {"random_of_inspection": self.inspection_generator}
 
     def leave(self, stopped: Stopped) -> Stopped:
         """Saves what is done; what to tell the user."""
@@ -276,7 +274,7 @@ class Trainer:
         return Stopped(stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}; {how}")
 
     def log(self) -> None:
-        """Writes the means since the last log line."""
+        """Writes the means since the last log line, of what there was in a member."""
         gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
         columns = {**self.loop.episodes.read(), **self.loop.metrics.read(), **gradients}
         self.gradients = {}
@@ -286,9 +284,7 @@ class Trainer:
             restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
-            row = {name: float(values[i]) for name, values in columns.items()}
-            if np.isnan(row["train/episode_return"]):  # no episode ended since the last line
-                del row["train/episode_return"], row["train/episode_length"]
+            row = {name: float(values[i]) for name, values in columns.items() if not np.isnan(values[i])}
             if restarts[i]:
                 row["env/restarts"] = float(restarts[i])
             row["time/env_steps_per_second"] = (self.env_steps - self.logged_env_steps) / seconds
