@@ -12,7 +12,7 @@ import gymnasium
 import torch
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 from gymnasium.error import DependencyNotInstalled
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from envs.errors import UserError
 from envs.functional import TensorEnv
@@ -78,6 +78,8 @@ def make(
         guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
         vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode, guard)
     try:
+        if on_error == "restart":
+            _check_can_restart(vector_env, spec)
         if isinstance(vector_env, FunctionalVectorEnv):
             return vector_env.tensor_env(device, action_bins, action_mask_key)
         return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key, timeout_seconds)
@@ -129,6 +131,12 @@ def _construct(
     if isinstance(vector_env, AsyncVectorEnv):
         kill_at_exit(vector_env.processes)
     return vector_env
+
+
+def _check_can_restart(vector_env: VectorEnv, spec: EnvSpec) -> None:
+    if not isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv | FunctionalVectorEnv):
+        instead = "" if spec.entry_point is None else "; set env.vectorization_mode=sync"
+        raise UserError(f"env.on_error=restart: {spec.id} has a vector environment of its own, all in one{instead}")
 
 
 def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], native: bool) -> None:

@@ -1,5 +1,6 @@
 """One environment, watched: what it gives must fit its space; where it fails, an error that names it or a new one."""
 
+import contextlib
 import logging
 from copy import deepcopy
 from typing import Any
@@ -38,14 +39,7 @@ class Guard(gymnasium.Wrapper):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         if seed is not None:
             self.seed, self.num_restarts = seed, 0
-        try:
-            obs, info = self.env.reset(seed=seed, options=options)
-            self.check(obs)
-        except Exception as error:
-            self.replace(error, "reset")
-            obs, info = self.env.reset(seed=self.fresh_seed(), options=options)
-            self.check(obs)
-            info = info | {RESTARTED: True}
+        obs, info = self.reset_or_replace(seed, options)
         self.remember(obs, info)
         return obs, info
 
@@ -55,7 +49,7 @@ class Guard(gymnasium.Wrapper):
             self.check(obs, reward)
         except Exception as error:
             self.replace(error, "step")
-            self.env.reset(seed=self.fresh_seed())
+            self.reset_or_replace(self.fresh_seed())
             obs, info = self.last
             return obs, 0.0, False, True, info | {RESTARTED: True}
         self.num_failures = 0
@@ -65,6 +59,18 @@ class Guard(gymnasium.Wrapper):
                 info = info | {self.action_mask_key: deepcopy(info[self.action_mask_key])}
         self.remember(obs, info)
         return obs, reward, terminated, truncated, info
+
+    def reset_or_replace(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """The first observation of this environment, or of the first one in its place that does not fail."""
+        restarted: dict[str, Any] = {}
+        while True:
+            try:
+                obs, info = self.env.reset(seed=seed, options=options)
+                self.check(obs)
+                return obs, info | restarted
+            except Exception as error:
+                self.replace(error, "reset")
+                seed, restarted = self.fresh_seed(), {RESTARTED: True}
 
     def check(self, obs: Any, reward: Any = 0.0) -> None:
         """Raises where these do not fit."""
@@ -85,7 +91,10 @@ class Guard(gymnasium.Wrapper):
         if self.num_failures > MAX_FAILURES or self.env.spec is None:
             raise RuntimeError(f"{what}, {self.num_failures} times in a row") from error
         logger.warning("%s; a new one is in its place", what)
-        self.env = gymnasium.make(self.env.spec)
+        spec = self.env.spec
+        with contextlib.suppress(Exception):  # whatever is wrong with it
+            self.env.close()
+        self.env = gymnasium.make(spec)
 
     def fresh_seed(self) -> int:
         """Of the environment put in place: decided by that of the first and by how many there were."""

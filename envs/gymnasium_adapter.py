@@ -160,8 +160,13 @@ class GymnasiumAdapter:
                     f"{self.spec_id}: an environment has not answered a {call} within {self.timeout_seconds:g} s "
                     "(env.timeout_seconds)"
                 ) from None
+            except (EOFError, ConnectionError) as error:
+                raise RuntimeError(f"{self.spec_id}: the process of an environment has ended: {error}") from error
         else:
-            answer = getattr(self.vector_env, call)(*args, **kwargs)
+            try:
+                answer = getattr(self.vector_env, call)(*args, **kwargs)
+            except OSError as error:  # for whoever calls, one of the environment's, not of its own files
+                raise RuntimeError(f"{self.spec_id}: {call} failed: {type(error).__name__}: {error}") from error
         for info in (answer[-1], answer[-1].get("final_info", {})):
             self.restarts += info.get(f"_{RESTARTED}", 0)
         return answer

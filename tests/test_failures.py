@@ -4,13 +4,16 @@ import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from failing_env import ENV_ID
+from failing_env import ENV_ID, FailingEnv
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from test_resume import assert_same, metrics, short, stop_at
 
+import envs
 from agent import Policy
 from agent.config import Config
 from agent.exit_codes import Stopped
@@ -59,6 +62,16 @@ def test_a_member_that_fails_is_given_up_and_the_others_go_on(
     policy = Policy.load(run, member=1)  # of the evaluation before
     assert policy.info.members[0].env_steps == 120 and policy.act(np.zeros(4, dtype=np.float32)) in (0, 1)
     assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == ["step_120", "step_50"]
+
+
+def test_a_policy_that_was_given_up_outlives_a_stop(
+    tmp_path: Path, poison: None, stop_at: Callable[[int], None]
+) -> None:
+    unbroken = train(short(tmp_path / "unbroken", "env.id=Tensor/CartPole-v1"))
+    stop_at(96)
+    with pytest.raises(Stopped):
+        train(short(tmp_path / "run", "env.id=Tensor/CartPole-v1"))
+    assert_same(train(short(tmp_path / "run", "env.id=Tensor/CartPole-v1"), resume=True), unbroken)
 
 
 def test_a_run_without_a_sound_member_ends_with_what_was_good(tmp_path: Path, poison: None) -> None:
@@ -122,6 +135,39 @@ def test_an_environment_that_fails_can_be_replaced_on_record(
     with pytest.raises(Stopped):
         train(failing(tmp_path / "stopped", *settings))
     assert_same(train(failing(tmp_path / "stopped", *settings), resume=True), run)
+
+
+def test_one_that_fails_again_is_replaced_again_and_each_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed, resets = [], iter([OSError("no"), OSError("no"), None, None])
+    monkeypatch.setattr(FailingEnv, "close", lambda env: closed.append(env), raising=False)
+    reset = FailingEnv.reset
+
+    def failing_reset(env: FailingEnv, **kwargs: Any) -> Any:
+        if (error := next(resets)) is not None:
+            raise error
+        return reset(env, **kwargs)
+
+    monkeypatch.setattr(FailingEnv, "reset", failing_reset)
+    env = envs.make(ENV_ID, 1, on_error="restart")
+    env.reset(seed=0)
+    assert env.restarts.tolist() == [1] and len(closed) == 2
+
+
+def test_an_environment_all_in_one_cannot_be_replaced() -> None:
+    with pytest.raises(
+        UserError, match="has a vector environment of its own, all in one; set env.vectorization_mode=sync"
+    ):
+        envs.make("CartPole-v1", 16, on_error="restart")
+    envs.make("Tensor/CartPole-v1", 16, on_error="restart").close()  # never fails
+
+
+def test_an_environments_own_files_are_not_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def step(env: CartPoleVectorEnv, action: Any) -> Any:
+        raise FileNotFoundError("level_7.map")
+
+    monkeypatch.setattr(CartPoleVectorEnv, "step", step)
+    with pytest.raises(RuntimeError, match="CartPole-v1: step failed: FileNotFoundError: level_7.map"):
+        train(short(tmp_path / "run", "env.num_envs=8"))
 
 
 def test_an_environment_that_always_fails_is_not_replaced_for_ever(tmp_path: Path) -> None:
