@@ -19,8 +19,10 @@ from agent.analysis.report import finite
 from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table, results_table
 from agent.analysis.video import record
+from agent.config import MAX_SEED
 from agent.config_loader import load_config
 from agent.exit_codes import exit_code
+from envs import UserError
 
 EXAMPLES = """examples:
   python evaluate.py runs/x                          the best member, greedy and sampled, 100 episodes each
@@ -110,15 +112,19 @@ def report_gradients(options: argparse.Namespace) -> None:
         policy.check_fits(env)
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
-    figure = run / GRADIENTS_FIGURE
-    figure.parent.mkdir(exist_ok=True)
-    figures.gradient_quality(rows, figure, config.batch_size, f"{env_id}: error of a gradient estimate")
     if options.json:
         print(json.dumps(finite({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}), allow_nan=False))
     else:
-        console = Console()
-        console.print(f"{env_id}: gradients of Q for the policy's logits, at states that it visits")
-        console.print(gradients_table(rows, config.batch_size), f"figure: {figure}", sep="\n")
+        print(f"{env_id}: gradients of Q for the policy's logits, at states that it visits")
+        Console().print(gradients_table(rows, config.batch_size))
+    figure = run / GRADIENTS_FIGURE
+    try:
+        figure.parent.mkdir(exist_ok=True)
+        figures.gradient_quality(rows, figure, config.batch_size, f"{env_id}: error of a gradient estimate")
+    except OSError as error:
+        raise UserError(f"{figure}: cannot be written: {error}") from None
+    if not options.json:
+        print(f"figure: {figure}")
 
 
 def member(text: str) -> int | str:
@@ -132,8 +138,8 @@ def positive(text: str) -> int:
 
 
 def seed(text: str) -> int:
-    if int(text) < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
+    if not 0 <= int(text) <= MAX_SEED:
+        raise argparse.ArgumentTypeError(f"must be between 0 and {MAX_SEED}, got {text}")
     return int(text)
 
 

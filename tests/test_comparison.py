@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_runs import compare_runs, fake_run
 
+from agent.analysis.entries import arrange, load_runs
 from agent.analysis.tables import notes, pairs_table, summary_table
 from envs import UserError
 
@@ -148,6 +149,16 @@ def test_entries_are_labelled_by_what_differs(settings: list[str], labels: list[
         for name, text in zip(("first", "second"), as_lines, strict=True)
     ]
     assert [entry.label for entry in compare_runs(runs).entries] == labels
+
+
+def test_members_that_differ_in_nothing_read_are_told_apart(tmp_path: Path) -> None:
+    sweep = [{"tau.start": tau} for tau in (2.0, 1.0)]
+    run = fake_run(tmp_path / "r", "reinforce", [[1.0] * 3, [2.0] * 3], sweep=sweep)
+    result = (run / "result.json").read_text()
+    (run / "result.json").write_text(result.replace('"seed": 1', '"seed": 0'))
+    other = fake_run(tmp_path / "a", "gumbel_actor_critic", [[1.0] * 3])
+    labels = [entry.label for entry in arrange(load_runs({run: "r", other: "a"}))]
+    assert labels == [f"reinforce {run} member 0", f"reinforce {run} member 1", f"gumbel_actor_critic {other} member 0"]
 
 
 def test_a_setting_that_an_algorithm_does_not_read_is_not_in_its_label(tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_a_setting_that_an_algorithm_does_not_read_is_not_varied_for_it() -> Non
     assert [c.algorithm for c in configs[2:]] == ["reinforce"]
 
 
+def test_a_sweep_of_what_an_algorithm_does_not_read_is_none_for_it() -> None:
+    configs = plan(CARTPOLE, BOTH, 3, ["sweep={tau.start: [2, 1], gamma: [0.9, 0.99]}"])
+    assert [list(config.sweep) for config in configs] == [["tau.start", "gamma"], ["gamma"]]
+    assert [len(config.members()) for config in configs] == [12, 6]
+
+
 def test_what_each_algorithm_is_said_not_to_read_exists_and_is_not_read() -> None:
     known = [key for key, _ in settings()]
     for names in ONE_ALGORITHM_ONLY.values():

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from agent.analysis import statistics
 from agent.analysis.statistics import (
     Curve,
     area_under_curve,
@@ -54,6 +55,13 @@ def test_interval_of_the_mean_covers_the_truth_about_as_often_as_it_says() -> No
         low, high = stratified_bootstrap(rng.normal(size=10), np.mean, num_resamples=500)
         hits += low <= 0 <= high
     assert 0.84 < hits / 300 < 0.96
+
+
+def test_resamples_in_parts_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).normal(size=20)
+    whole = stratified_bootstrap(scores)
+    monkeypatch.setattr(statistics, "MAX_DRAWN", 60)
+    np.testing.assert_allclose(stratified_bootstrap(scores), whole, atol=0.05)
 
 
 def test_resampling_stays_within_tasks() -> None:

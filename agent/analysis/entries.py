@@ -65,6 +65,7 @@ def labelled(entries: Sequence[Entry]) -> list[Entry]:
         [f"{describe(e, always)} {e.name}".strip() for e in entries],
         [describe(e, [*always, *others]) for e in entries],
         [f"{describe(e, always)} {e.runs[0].folder}".strip() for e in entries],
+        [f"{describe(e, always)} {e.runs[0].folder} member {e.replications[0].member}".strip() for e in entries],
     ]
     labels = next((c for c in candidates if len(set(c)) == len(c) and all(c)), candidates[-1])
     return [dataclasses.replace(entry, label=label) for entry, label in zip(entries, labels, strict=True)]

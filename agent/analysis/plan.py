@@ -76,6 +76,8 @@ def plan(
         config = load_config(config_file, [*overrides, *own, *read, "run_dir=null"])
         if both := set(axes) & set(config.sweep):
             raise UserError(f"{', '.join(sorted(both))}: both varied and swept; choose one")
+        swept = {key: values for key, values in config.sweep.items() if is_read_by(config.algorithm, key)}
+        config = config.model_copy(update={"sweep": swept})
         folder = str(run_folder(config_file, config))
         configs[folder] = config.model_copy(update={"run_dir": folder})
     algorithms = sorted({config.algorithm for config in configs.values()})

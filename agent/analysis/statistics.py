@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 NUM_RESAMPLES = 10_000
+MAX_DRAWN = 10_000_000  # scores of resamples held at once
 CONFIDENCE = 0.95
 
 Statistic = Callable[..., Any]  # called as statistic(scores, axis=-1): np.mean, np.median, iqm
@@ -96,9 +97,13 @@ def bootstrap_difference(
 def resampled(scores: np.ndarray, statistic: Statistic, num_resamples: int, rng: np.random.Generator) -> np.ndarray:
     """The statistic of `num_resamples` stratified resamples of [seeds] or [seeds, tasks]."""
     strata = np.reshape(scores, (len(scores), -1))
-    drawn = rng.integers(len(strata), size=(num_resamples, *strata.shape))
-    resamples = np.take_along_axis(strata[None], drawn, axis=1)  # [resamples, seeds, tasks]
-    return statistic(resamples.reshape(num_resamples, -1), axis=-1)
+    at_once = max(1, MAX_DRAWN // strata.size)
+    values = []
+    for begun in range(0, num_resamples, at_once):
+        drawn = rng.integers(len(strata), size=(min(at_once, num_resamples - begun), *strata.shape))
+        resamples = np.take_along_axis(strata[None], drawn, axis=1)  # [resamples, seeds, tasks]
+        values.append(statistic(resamples.reshape(len(drawn), -1), axis=-1))
+    return np.concatenate(values)
 
 
 def percentile_interval(values: np.ndarray) -> Interval:
