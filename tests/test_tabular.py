@@ -23,6 +23,13 @@ def test_shortest_way_along_the_cliff_takes_13_steps() -> None:
     assert model.value_of(up) == -200
 
 
+def test_no_policy_beats_one_that_knows_how_much_time_is_left() -> None:
+    model = toy_text_model(*LAKE)
+    knows = model.backed_up(lambda q: q.max(-1))
+    assert 0.97 * knows < model.optimum() < knows
+    assert model.value_of(model.greedy(0.9)) < model.optimum()
+
+
 def test_dealer_busts_as_often_as_the_books_say() -> None:
     """Wizard of Odds, infinite decks, dealer stands on soft 17: a six busts 42.3 %, a ten 21.2 %, before a peek."""
     bust = {card: sum(p for total, _, p in dealer_ends(card) if total == 0) for card in (6, 10)}
