@@ -223,9 +223,10 @@ def draw(rows: Sequence[Row], path: Path) -> None:
                 curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
                 figures.draw_curve(axes, algorithm, curve, figures.style(i), band_alpha=0.25)
                 axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
-        heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
-        axes.set_ylim(heights.min() - 0.1 * np.ptp(heights), heights.max() + 0.1 * np.ptp(heights))  # of lines, not bands
         axes.axhline(TASKS[name].goal, color=figures.FAINT, linewidth=0.9, linestyle=":", zorder=1)
+        heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
+        margin = 0.1 * np.ptp(heights)
+        axes.set_ylim(heights.min() - margin, heights.max() + margin)  # of the lines: a band may be far wider
         axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("environment steps per member (dotted: the goal)", fontsize=9, color=figures.INK)
