@@ -167,7 +167,7 @@ class Reinforce:
         returns, usable = self.monte_carlo_returns()
         obs, action, mask, returns, weight = self.gather(returns, usable)
         obs = self.normalizer(obs)
-        has_data = weight.sum(-1) > 0  # else nothing moves, momentum included
+        has_data = weight.sum(-1) > 0  # else nothing moves, not even by momentum
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
         learning_rate = learning_rate * has_data.unsqueeze(-1)
 
