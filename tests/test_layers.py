@@ -7,7 +7,15 @@ import pytest
 
 LAYERS = [  # a module may import those of earlier lines
     {"envs"},
-    {"agent.config", "agent.action_space", "agent.metrics", "agent.exit_codes", "agent.versions", "agent.state"},
+    {
+        "agent.config",
+        "agent.action_space",
+        "agent.metrics",
+        "agent.exit_codes",
+        "agent.versions",
+        "agent.state",
+        "agent.weights",
+    },
     {"agent.config_loader", "agent.estimators", "agent.schedules", "agent.losses", "agent.networks"},
     {
         "agent.critics",

@@ -111,15 +111,6 @@ def test_policy_gradient_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
 
 
-def test_update_without_a_finished_episode_changes_nothing() -> None:
-    learner = make_learner()
-    before = learner.actor.mlp.flat.detach().clone()
-    feed(learner, [1.0], [False], [False], [True])
-    metrics = learner.update(torch.tensor(0.0))
-    moved = (learner.actor.mlp.flat.detach() - before).abs().max()
-    assert moved == 0 and all(value.isfinite().all() for value in metrics.values())
-
-
 def test_learns_the_choice_that_depends_on_the_observation() -> None:
     name = "Probe/ChoiceFromObs-v0"
     config = load_config(

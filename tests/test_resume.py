@@ -257,7 +257,7 @@ def test_a_longer_run_moves_its_schedules_as_if_it_had_always_been_so_long(tmp_p
         {row["env_steps"]: row["estimator/tau"] for row in metrics(folder) if "estimator/tau" in row}
         for folder in (fresh, run)
     ]
-    assert taus[0] == taus[1] and taus[0][240] == 0.5
+    assert taus[1] == pytest.approx(taus[0], rel=2e-3) and taus[1][240] == 0.5  # read by thousandths of a run
 
 
 def test_an_environment_that_its_seed_does_not_decide_is_named(
