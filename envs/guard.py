@@ -22,8 +22,8 @@ class Guard(gymnasium.Wrapper):
     them while it resets.
 
     Args:
-        on_error: "stop" raises RuntimeError where the environment raises, or gives a wrong shape or a number that is
-            not finite; "restart" puts a new one in its place: the episode ends there as by a time limit.
+        on_error: "stop" raises RuntimeError where the environment raises, or gives a wrong shape, type or a number
+            that is not finite; "restart" puts a new one in its place: the episode ends there as by a time limit.
     """
 
     def __init__(self, env: gymnasium.Env, action_mask_key: str | None, on_error: str) -> None:
@@ -33,6 +33,7 @@ class Guard(gymnasium.Wrapper):
         space = env.observation_space
         has_shape = isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete)
         self.shape = space.shape if has_shape else None
+        self.dtype = np.dtype(space.dtype)
         self.seed, self.num_restarts, self.num_failures = 0, 0, 0
         self.last: tuple[Any, dict[str, Any]] = (None, {})  # observation and info, where they may be needed again
 
@@ -77,6 +78,9 @@ class Guard(gymnasium.Wrapper):
         if self.shape is not None:
             if np.shape(obs) != self.shape:  # NumPy would stretch some
                 raise ValueError(f"an observation of shape {np.shape(obs)}, its space has {self.shape}")
+            dtype = np.asarray(obs).dtype
+            if dtype != self.dtype and not np.can_cast(dtype, self.dtype, "same_kind"):  # shared memory would round it
+                raise ValueError(f"an observation of type {dtype}, its space has {self.dtype}")
             if self.restarts_on_error and not np.isfinite(obs).all():  # else the adapter finds it, for all at once
                 raise ValueError(f"an observation that is not finite: {obs}")
         if self.restarts_on_error and not np.isfinite(reward):

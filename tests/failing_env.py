@@ -37,6 +37,8 @@ class FailingEnv(gymnasium.Env):
                     time.sleep(60)
                 case "shape":
                     obs = obs[:1]
+                case "dtype":
+                    obs = obs.astype(np.complex64)
                 case "nan":
                     obs[1] = np.nan
                 case "reward":

@@ -108,6 +108,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 FAULTS = [
     ("raises", "failed in step: ZeroDivisionError: division by zero"),
     ("shape", r"failed in step: ValueError: an observation of shape \(1,\), its space has \(3,\)"),
+    ("dtype", "failed in step: ValueError: an observation of type complex64, its space has float32"),
     ("reset", "failed in reset: OSError: no more"),
     ("nan", r"gave an observation that is not finite"),
     ("reward", "gave a reward that is not finite: inf"),
