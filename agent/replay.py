@@ -98,7 +98,7 @@ class Replay:
         # Room for the slots that this step may use: the transitions that started there are the oldest.
         row, ahead = self.first_row + self.newest, self.rows(self.newest, self.ahead)
         self.num_dropped.add_(self.is_start[ahead].sum(-1))
-        self.is_start[ahead] = False
+        self.is_start.index_fill_(0, ahead.flatten(), False)  # a number as a value would come from the CPU
         self.is_start[row] = valid
         self.starts[self.first_row + self.num_started % self.num_slots] = self.newest
         self.num_started.add_(valid)

@@ -5,18 +5,21 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
-from loops import make_loop, run, state
+from loops import KINDS, make_loop, run, state
 from test_scripts import SHORT
 
 import agent.training.loop as loop_module
 import train
-from agent.config import ConfigError
+from agent.config import ConfigError, EstimatorConfig
 from agent.config_loader import load_config
 from agent.training.acceleration import COMPILATION_PAYS_FROM, pays_to_compile
 from agent.training.setup import select_device
+
+ESTIMATORS = get_args(EstimatorConfig.model_fields["name"].annotation)
 
 
 @pytest.mark.slow
@@ -30,10 +33,18 @@ def test_compiled_loops_do_what_the_plain_loop_does(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "CartPole-v1", "Taxi-v4"])
-@pytest.mark.parametrize("structure", ["per_action", "joint"])
-def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(env_id: str, structure: str) -> None:
-    plain, captured = (make_loop("cuda", f"env.id={env_id}", f"critic.structure={structure}") for _ in range(2))
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *KINDS,
+        ["env.id=CartPole-v1", "critic.structure=joint"],
+        ["env.id=Taxi-v4", "critic.structure=joint", "updates_per_step=1"],
+        *([*KINDS[2], f"estimator.name={name}"] for name in ESTIMATORS),
+    ],
+    ids=" ".join,
+)
+def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(kind: list[str]) -> None:
+    plain, captured = (make_loop("cuda", *kind) for _ in range(2))
     plain.graphs = None
     for loop in (plain, captured):
         run(loop)
