@@ -7,6 +7,7 @@ CartPole on the CPU, and the wall time of training 1024 members. Five minutes or
 """
 
 import argparse
+import functools
 import json
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import tempfile
 from datetime import date
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).parents[1]
 THROUGHPUT = [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--device", "cuda", "--json"]
@@ -32,11 +35,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the numbers")
     args = parser.parse_args()
-    results = {name: run(command) for name, command in COMMANDS.items()}
-    results["training 1024 members"] = train_many()
     args.out.mkdir(parents=True, exist_ok=True)
-    record = {"date": date.today().isoformat(), "results": results}
-    (args.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    measurements = {name: functools.partial(run, command) for name, command in COMMANDS.items()}
+    results = {}
+    for name, measure in {**measurements, "training 1024 members": train_many}.items():
+        results[name] = measure()
+        record = {"date": date.today().isoformat(), "versions": f"torch {torch.__version__}", "results": results}
+        (args.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # so far
 
 
 def run(command: list[str]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Takes the options of throughput.py. Parts nest: indented ones are within the one
 between cold caches, which on a small network costs more than its arithmetic.
 """
 
+import operator
 import sys
 import time
 from collections.abc import Callable
@@ -47,17 +48,18 @@ def main() -> None:
         clock = time.perf_counter()
         start = run_until(loop, start, args.steps * config.env.num_envs)
         whole = (time.perf_counter() - clock) / args.steps
-        parts = time_parts(loop)
+        parts = {} if loop.graphs else time_parts(loop)  # a graph runs no Python that could be timed
         run_until(loop, start, args.steps * config.env.num_envs)
     print(f"| part of an iteration ({'compiled' if loop.compiles else 'plain'}) | us |\n|---|---|")
     print(f"| whole, untimed inside | {whole * 1e6:,.0f} |")
     for name, seconds in parts.items():
         print(f"| {name} | {sum(seconds) / args.steps * 1e6:,.0f} |")
     print("\n| operator | calls an iteration | share of the time, itself |\n|---|---|---|")
-    events = [event for event in p.key_averages() if event.self_cpu_time_total > 0]
-    total = sum(event.self_cpu_time_total for event in events)
-    for event in sorted(events, key=lambda e: -e.self_cpu_time_total)[:NUM_OPERATORS]:
-        print(f"| {event.key} | {event.count / NUM_TRACED:.1f} | {event.self_cpu_time_total / total:.0%} |")
+    own_time = operator.attrgetter(f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total")
+    events = [event for event in p.key_averages() if own_time(event) > 0]
+    total = sum(map(own_time, events))
+    for event in sorted(events, key=own_time, reverse=True)[:NUM_OPERATORS]:
+        print(f"| {event.key} | {event.count / NUM_TRACED:.1f} | {own_time(event) / total:.0%} |")
 
 
 def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
