@@ -268,6 +268,9 @@ class Config(Section):
         0.1, ge=0, le=1, description="learning rate at the end of the run, as a fraction; moves linearly"
     )
     n_step: int = Field(3, ge=1, description="rewards summed before the target bootstraps")
+    n_step_end: int | None = Field(
+        None, ge=1, description="n_step at the end of the run; moves linearly, rounded at random; null: as n_step"
+    )
     batch_size: int = Field(128, ge=1, description="transitions of an update, per member")
     updates_per_step: float = Field(1.0, gt=0, description="gradient updates per environment step of a member")
     learning_starts: int = Field(

@@ -99,6 +99,8 @@ class GumbelActorCritic:
             raise ConfigError(
                 f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
             )
+        self.n_steps = config.n_step, config.n_step if config.n_step_end is None else config.n_step_end
+        self.anneals_n_step = self.n_steps[0] != self.n_steps[1]
         num_envs = config.env.num_envs
         self.replay = Replay(
             self.num_members,
@@ -106,7 +108,7 @@ class GumbelActorCritic:
             config.replay_capacity,
             obs_size,
             actions.num_factors,
-            config.n_step,
+            max(self.n_steps),
             per_member("gamma"),
             frame_stack=config.frame_stack,
             obs_dtype=obs_dtype,
@@ -135,9 +137,9 @@ class GumbelActorCritic:
         return self.exploration.draw()
 
     def draw_update(self) -> Float64[Tensor, "P B U"]:
-        """The randomness of one update: of the batch, of the target's action, of the estimator's samples."""
-        num_numbers = 2 + self.num_samples * self.actions.num_factors * self.actions.width
-        shape = (self.num_members, self.config.batch_size, num_numbers)
+        """The randomness of one update: of the batch, of its n, of the target's action, of the estimator's samples."""
+        num_noise = self.num_samples * self.actions.num_factors * self.actions.width
+        shape = (self.num_members, self.config.batch_size, 2 + self.anneals_n_step + num_noise)
         return torch.rand(shape, dtype=torch.float64, generator=self.generator, device=self.log_alpha.device)
 
     def explore(
@@ -185,12 +187,18 @@ class GumbelActorCritic:
 
     def learn(self, progress: Float[Tensor, ""], draw: Float64[Tensor, "P B U"]) -> dict[str, Float[Tensor, " P"]]:
         """One update on a batch from the replay; returns its metrics."""
-        which = draw[..., 0], draw[..., 1]
-        return self.update(self.replay.sample(*which), progress, self.noise_of(draw), self.replay.masks(*which))
+        window = self.replay.sample(draw[..., 0], draw[..., 1])
+        length = window.length
+        if self.anneals_n_step:
+            length = losses.steps_counted(length, *self.n_steps, progress, draw[..., 2])
+        batch, masks = self.replay.batch(window, length), self.replay.masks(window, length)
+        return self.update(batch, progress, self.noise_of(draw), masks)
 
     def noise_of(self, draw: Float64[Tensor, "P B U"]) -> Float[Tensor, "S P B K N"]:
+        """Gumbel noise from the last of its numbers."""
         shape = (self.num_samples, self.actions.num_factors, self.actions.width)
-        return gumbel_of(draw[..., 2:]).unflatten(-1, shape).permute(2, 0, 1, 3, 4)
+        uniform = draw[..., draw.shape[-1] - math.prod(shape) :]
+        return gumbel_of(uniform).unflatten(-1, shape).permute(2, 0, 1, 3, 4)
 
     def update(
         self,
@@ -274,7 +282,9 @@ class GumbelActorCritic:
             num_states = min(num_states, max(1, JOINT_EVALUATIONS // sum(self.actions.num_choices)))
         shape = (2, self.num_members, num_states)
         uniform = torch.rand(shape, dtype=torch.float64, generator=generator, device=generator.device)
-        obs, masks = self.normalizer(self.replay.sample(*uniform).obs), self.replay.masks(*uniform)
+        window = self.replay.sample(*uniform)
+        masks = self.replay.masks(window, window.length)
+        obs = self.normalizer(self.replay.obs(window.first_row, window.slot))
         logits = self.actor(obs, None if masks is None else masks.obs).repeat(1, INSPECTED_DRAWS, 1, 1)
         obs = obs.repeat(1, INSPECTED_DRAWS, 1)
         q = ReducedQ(self.critics, self.critics.encode(obs), self.reduce)

@@ -4,7 +4,7 @@ Losses keep the population axis: means over B, never over P.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 
@@ -38,6 +38,19 @@ def reduce_gradient(
     if how == "min":
         return gradient.take_along_dim(q.argmin(0, keepdim=True)[..., None, None], 0).squeeze(0)
     return gradient.mean(0)
+
+
+def steps_counted(
+    length: Int[Tensor, "P B"], start: int, end: int, progress: Float[Tensor, ""], uniform: Float64[Tensor, "P B"]
+) -> Int[Tensor, "P B"]:
+    """Of windows of this length, the n steps that a target sums before it bootstraps; n moves from start to end.
+
+    n = floor(start + progress (end - start) + u): between whole numbers both neighbours are drawn, and the mean is
+    exact. A long n carries rewards back fast; a short one is not held down by what whoever explored did next. From long
+    to short as in Schwarzer et al. 2023 (BBF), which differs in that its n falls exponentially.
+    """
+    n = start + progress.clamp(max=1.0) * (end - start)
+    return torch.minimum(length, (n + uniform).long())
 
 
 def td_target(

@@ -20,6 +20,17 @@ class Batch(NamedTuple):
     next_obs: Float[Tensor, "P B D"]  # m steps on
 
 
+class Window(NamedTuple):
+    """Sampled transitions before it is decided how many of their n steps count: up to `length` of them can."""
+
+    first_row: Int[Tensor, "P B"]
+    slot: Int[Tensor, "P B"]
+    action: Int[Tensor, "P B K"]
+    reward: Float[Tensor, "P B T"]  # of each step
+    discount: Float[Tensor, "P B T"]  # gamma (1 - terminated)
+    length: Int[Tensor, "P B"]
+
+
 class Replay:
     """The newest slots of each environment, [P, E, S], and the n-step windows that start in them.
 
@@ -27,7 +38,7 @@ class Replay:
     is slot i + m. Where an observation stacks F frames a slot keeps the newest only, an observation is slot i and the
     F - 1 before it, and an episode begins with F - 1 slots of older frames.
 
-    A window grows while steps come in, until it holds n rewards or its episode ends; that of the newest step holds one.
+    A window grows while steps come in, until it holds n steps or its episode ends; that of the newest step holds one.
     `starts` lists the slots that start a transition, oldest first, so that one draw finds one of them, uniformly.
 
     With a mask shape [K, N] the mask of an observation lies in the slot of its newest frame.
@@ -57,7 +68,8 @@ class Replay:
         self.num_factors, self.frame_stack = num_factors, frame_stack
         num_rows = num_members * num_envs * self.num_slots
         self.frames = torch.zeros((num_rows, obs_size // frame_stack), dtype=obs_dtype, device=device)
-        self.window = torch.zeros((num_rows, num_factors + 3), device=device)  # action, reward, discount, length m
+        self.window = torch.zeros((num_rows, num_factors + 2), device=device)  # action, reward, gamma (1 - terminated)
+        self.length = torch.zeros(num_rows, dtype=torch.int32, device=device)  # of the window, up to n
         self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
         self.kept_masks: Bool[Tensor, "R K N"] | None = None
@@ -72,7 +84,6 @@ class Replay:
         self.num_started = torch.zeros(shape, dtype=torch.int64, device=device)
         self.num_dropped = torch.zeros(shape, dtype=torch.int64, device=device)
         self.gamma = gamma.unsqueeze(-1)
-        self.empty_window = torch.tensor([0.0, 1.0, 0.0], device=device).expand(*shape, 3)
         self.lag = torch.arange(n_step, device=device)
         self.ahead = torch.arange(1, 1 + self.lookahead, device=device)
         self.written = torch.arange(-frame_stack + 1, 2, device=device)  # the frames of obs, the newest of next_obs
@@ -103,16 +114,12 @@ class Replay:
         self.starts[self.first_row + self.num_started % self.num_slots] = self.newest
         self.num_started.add_(valid)
 
-        # The reward joins the windows of the last n steps of the episode, this one's included.
-        self.window[row] = torch.cat([action, self.empty_window], -1)
+        # The step joins the windows of the last n steps of the episode, its own included.
+        discount = self.gamma * ~terminated
+        self.window[row] = torch.cat([action, torch.stack([reward, discount], -1)], -1)
         rows = self.rows(self.newest, -self.lag)
-        window = self.window[rows]
-        total, discount, length = window[..., -3:].unbind(-1)
         grows = (self.lag <= self.age.unsqueeze(-1)) & valid.unsqueeze(-1)
-        total.addcmul_(discount, reward.unsqueeze(-1) * grows)
-        discount.mul_((self.gamma * ~terminated).unsqueeze(-1).expand_as(grows).masked_fill(~grows, 1.0))
-        length.add_(grows)
-        self.window[rows] = window
+        self.length[rows] = self.length[rows] * (self.lag > 0) + grows
 
         ended = terminated | truncated
         self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
@@ -125,29 +132,38 @@ class Replay:
 
     def state(self) -> State:
         """All that changes."""
-        names = ("frames", "window", "is_start", "starts", "newest", "age", "num_started", "num_dropped")
+        names = ("frames", "window", "length", "is_start", "starts", "newest", "age", "num_started", "num_dropped")
         masks: State = {} if self.kept_masks is None else {"masks": self.kept_masks}
         return masks | {name: getattr(self, name) for name in names}
 
-    def sample(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Batch:
+    def sample(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Window:
         """Transitions drawn with replacement, uniformly over environments and over what each holds.
 
         Args:
             u, v: uniform on [0, 1): which environment, which of its transitions.
         """
         first_row, slot = self.draw(u, v)
-        window = self.window[first_row + slot]
-        reward, discount, length = window[..., -3:].unbind(-1)
-        obs, next_obs = self.obs(first_row, slot), self.obs(first_row, slot + length.long())
-        return Batch(obs, window[..., : self.num_factors].long(), reward, discount, next_obs)
+        steps = self.window[first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.lag) % self.num_slots]
+        reward, discount = steps[..., -2:].unbind(-1)
+        length = self.length[first_row + slot].long()
+        return Window(first_row, slot, steps[..., 0, : self.num_factors].long(), reward, discount, length)
 
-    def masks(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Masks | None:
-        """The masks of the batch that `sample` makes of the same draws; None where none are kept."""
+    def batch(self, window: Window, length: Int[Tensor, "P B"]) -> Batch:
+        """The transitions of which the first `length` steps count, at least 1 and at most the window's own."""
+        counts = self.lag < length.unsqueeze(-1)
+        discounts = torch.where(counts, window.discount, 1.0).cumprod(-1)
+        before = torch.cat([torch.ones_like(discounts[..., :1]), discounts[..., :-1]], -1)  # gamma^i
+        reward = (window.reward * before * counts).sum(-1)
+        obs = self.obs(window.first_row, window.slot)
+        next_obs = self.obs(window.first_row, window.slot + length)
+        return Batch(obs, window.action, reward, discounts[..., -1], next_obs)
+
+    def masks(self, window: Window, length: Int[Tensor, "P B"]) -> Masks | None:
+        """Those of the observations in `batch`; None where none are kept."""
         if self.kept_masks is None:
             return None
-        first_row, slot = self.draw(u, v)
-        next_slot = (slot + self.window[first_row + slot][..., -1].long()) % self.num_slots
-        return Masks(self.kept_masks[first_row + slot], self.kept_masks[first_row + next_slot])
+        first_row, slot = window.first_row, window.slot
+        return Masks(self.kept_masks[first_row + slot], self.kept_masks[first_row + (slot + length) % self.num_slots])
 
     def draw(
         self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]

@@ -183,6 +183,26 @@ def test_updates_keep_pace_with_environment_steps(generator: Generator) -> None:
     assert [agent.is_warming_up(env_steps) for env_steps in (0, 9, 10, 12)] == [True, True, False, False]
 
 
+@pytest.mark.parametrize(("progress", "n_step"), [(0.0, 3), (1.0, 1)])
+def test_n_step_moves_to_its_end(progress: float, n_step: int, generator: Generator) -> None:
+    """At either end it learns as with that n throughout; in the middle it does not."""
+
+    def learned(progress: float, *overrides: str) -> dict[str, Tensor]:
+        loop = make_loop("cpu", "env.id=Tensor/CartPole-v1", "hidden_sizes=[8]", "updates_per_step=1e-9", *overrides)
+        run(loop)
+        draw = torch.rand((2, 8, 5), dtype=torch.float64, generator=Generator().manual_seed(0))
+        if not loop.learner.anneals_n_step:
+            draw = draw[..., [0, 1, 3, 4]]
+        loop.learner.learn(torch.tensor(progress), draw)
+        return parameters(loop.learner)
+
+    annealed, constant = learned(progress, "n_step=3", "n_step_end=1"), learned(progress, f"n_step={n_step}")
+    for name, tensor in constant.items():
+        assert torch.equal(annealed[name], tensor), name
+    halfway = learned(0.5, "n_step=3", "n_step_end=1")
+    assert not torch.equal(halfway["critics"], learned(0.5, f"n_step={n_step}")["critics"])
+
+
 def test_first_actions_are_uniform_whatever_the_policy() -> None:
     agent = make_agent("learning_starts=100000", "noise_persistence=0", num_choices=(3, 2))
     with torch.no_grad():

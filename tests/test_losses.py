@@ -62,6 +62,21 @@ def test_target_and_losses_by_hand() -> None:
     torch.testing.assert_close(loss, torch.tensor([-8.0]))
 
 
+def test_n_moves_linearly_and_is_rounded_at_random(generator: Generator) -> None:
+    """Halfway from 4 to 1 it is 2 or 3, alike: five standard errors, false alarm < 1e-6."""
+    uniform = torch.rand((1, 10_000), dtype=torch.float64, generator=generator)
+    length = torch.full((1, 10_000), 4)
+    for progress, expected in ((0.0, {4}), (0.5, {2, 3}), (1.0, {1}), (1.1, {1})):  # the last step may lead beyond
+        assert set(losses.steps_counted(length, 4, 1, torch.tensor(progress), uniform).unique().tolist()) == expected
+    halfway = losses.steps_counted(length, 4, 1, torch.tensor(0.5), uniform)
+    assert abs(halfway.double().mean().item() - 2.5) < 5 * 0.5 / 100
+
+
+def test_no_more_steps_count_than_a_window_has() -> None:
+    length, uniform = torch.tensor([[1, 2, 5]]), torch.zeros((1, 3), dtype=torch.float64)
+    assert losses.steps_counted(length, 3, 3, torch.tensor(0.0), uniform).tolist() == [[1, 2, 3]]
+
+
 def test_alpha_falls_while_entropy_is_above_its_target() -> None:
     gradient = losses.log_alpha_gradient(torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.5]))
     assert gradient[0] > 0 > gradient[1]  # a descent step lowers log alpha of the first member, raises the second's

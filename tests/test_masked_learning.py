@@ -25,7 +25,7 @@ from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.networks import Actor
 from agent.policy import MemberInfo, describe_policy
 from agent.reinforce import Reinforce
-from agent.replay import Replay
+from agent.replay import Batch, Replay
 from agent.training.loop import TrainingLoop
 from envs import GymnasiumAdapter, Masks, Step, TensorEnv, VectorEnvironment
 
@@ -63,6 +63,13 @@ def random_mask(num_choices: tuple[int, ...], shape: tuple[int, ...], generator:
     return (score > 0.5) | (score == score.amax(-1, keepdim=True))
 
 
+def batch_and_masks(replay: Replay, u: Tensor, v: Tensor) -> tuple[Batch, Masks]:
+    window = replay.sample(u, v)
+    masks = replay.masks(window, window.length)
+    assert masks is not None
+    return replay.batch(window, window.length), masks
+
+
 @pytest.mark.parametrize("n_step", [1, 3])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_step: int, generator: Generator) -> None:
@@ -75,7 +82,7 @@ def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_ste
         if iteration % 10 != 9:
             continue
         u, v = torch.rand((2, 2, 50), dtype=torch.float64, generator=generator)
-        batch, masks = loop.learner.replay.sample(u, v), loop.learner.replay.masks(u, v)
+        batch, masks = batch_and_masks(loop.learner.replay, u, v)
         assert torch.equal(masks.obs, masks_of(batch.obs))
         terminal = batch.discount == 0
         expected = torch.where(terminal[..., None, None], torch.tensor(ALL), masks_of(batch.next_obs))
@@ -98,7 +105,7 @@ def test_replay_of_stacked_frames_keeps_one_mask_for_each_observation(generator:
             action = torch.zeros(1, 1, 2, dtype=torch.int64)
             replay.add(obs, action, torch.ones(1, 1), no, ends, next_obs, ~no, masks)
         u, v = torch.rand((2, 1, 40), dtype=torch.float64, generator=generator)
-        batch, masks = replay.sample(u, v), replay.masks(u, v)
+        batch, masks = batch_and_masks(replay, u, v)
         assert torch.equal(masks.obs, masks_of(batch.obs[..., -2:]))
         assert torch.equal(masks.next_obs, masks_of(batch.next_obs[..., -2:]))
 
@@ -340,7 +347,9 @@ def test_barred_choices_in_the_target_give_the_wrong_value(monkeypatch: pytest.M
     """Negative control of the probe: the value of the first observation is then that of the best, barred or not."""
     honest = Replay.masks
     monkeypatch.setattr(
-        Replay, "masks", lambda replay, u, v: (m := honest(replay, u, v))._replace(next_obs=torch.ones_like(m.obs))
+        Replay,
+        "masks",
+        lambda replay, window, n: (m := honest(replay, window, n))._replace(next_obs=torch.ones_like(m.obs)),
     )
     loop = learn_barred_choice()
     assert (q_values(loop.learner, [0.0]) > 0.6).all()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from agent.replay import Batch, Replay
+from agent.replay import Batch, Replay, Window
 
 GAMMA = 0.5
 
@@ -38,6 +38,11 @@ def rows(batch: Batch) -> set[tuple[float, ...]]:
 
 
 def sample(replay: Replay, generator: Generator, size: int = 3000) -> Batch:
+    window = draw(replay, generator, size)
+    return replay.batch(window, window.length)
+
+
+def draw(replay: Replay, generator: Generator, size: int) -> Window:
     return replay.sample(*torch.rand((2, len(replay.newest), size), dtype=torch.float64, generator=generator))
 
 
@@ -75,6 +80,17 @@ def test_filler_steps_leave_no_trace(generator: Generator) -> None:
         with_fillers.add([[number, 2]], [0.0], [False], [False], [[number + 1, 0]], [False])
     results = [rows(sample(r.replay, generator)) for r in (plain, with_fillers)]
     assert results[0] == results[1]
+
+
+def test_a_window_may_count_in_part_only(generator: Generator) -> None:
+    recorder = Recorder(n_step=3)
+    recorder.episode(0, 4, terminated=True)
+    window = draw(recorder.replay, generator, 1000)
+    results = [rows(recorder.replay.batch(window, window.length.clamp(max=most))) for most in (1, 2)]
+    assert results[0] == {(0, t, 10.0**t, 0.5 * (t < 3), t + 1) for t in range(4)}
+    assert results[1] == {
+        (0, 0, 1 + 5, 0.25, 2), (0, 1, 10 + 50, 0.25, 3), (0, 2, 100 + 500, 0.0, 4), (0, 3, 1000, 0.0, 4),
+    }  # fmt: skip
 
 
 def test_gamma_is_per_member(generator: Generator) -> None:
@@ -200,7 +216,7 @@ def test_a_million_atari_steps_fit_in_eight_gib() -> None:
     """Counted on a replay of a thousand; memory is the same for each step."""
     gamma = torch.tensor([0.99])
     replay = Replay(1, 1, 1000, 4 * 84 * 84, 1, 3, gamma, frame_stack=4, obs_dtype=torch.uint8)
-    per_step = [replay.frames, replay.window, replay.is_start, replay.starts]
+    per_step = [replay.frames, replay.window, replay.length, replay.is_start, replay.starts]
     num_bytes = sum(tensor.nbytes for tensor in per_step)
     assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30
 

@@ -85,7 +85,7 @@ def assert_same(run: Path, other: Path) -> None:
     [
         ["env.num_envs=2", "tau.schedule=adaptive"],
         ["seeds=1", "env.vectorization_mode=async", "critic.structure=joint", "n_step=1"],
-        ["env.id=Tensor/CartPole-v1", "seeds=4"],
+        ["env.id=Tensor/CartPole-v1", "seeds=4", "n_step_end=1"],
         ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 7}"],  # with masks
         ["algorithm=reinforce", "env.num_envs=3"],  # does not divide the budget
         ["algorithm=reinforce", "env.id=Tensor/CartPole-v1"],

@@ -8,6 +8,7 @@ ONE_ALGORITHM_ONLY = {
     "gumbel_actor_critic": (
         "learning_rate",
         "n_step",
+        "n_step_end",
         "batch_size",
         "updates_per_step",
         "learning_starts",
