@@ -101,14 +101,20 @@ def parse() -> argparse.Namespace:
 
 
 def config_of(task: str, run: str, args: argparse.Namespace) -> Config:
-    """In a folder that the settings alone decide.  UserError for a run that there is not."""
-    critic, _, estimator = run.partition("/")
-    if not estimator and run != "reinforce":
-        raise UserError(f"--runs {run}: expected critic/estimator or reinforce; for example {RUNS[0]}")
-    own = [f"critic.structure={critic}", f"estimator.name={estimator}"] if estimator else ["algorithm=reinforce"]
+    """In a folder that the settings alone decide."""
     settings = [f"env.kwargs={json.dumps(TASKS[task])}", f"total_env_steps={args.steps}", "wandb.mode=disabled"]
     evaluation = ["evaluation.episodes=300", f"evaluation.every_env_steps={args.steps // EVALUATIONS}"]
-    return plan.plan(str(CONFIG), {}, args.seeds, [*settings, *evaluation, *own, *args.set])[0]
+    return plan.plan(str(CONFIG), {}, args.seeds, [*settings, *evaluation, *settings_of(run), *args.set])[0]
+
+
+def settings_of(run: str) -> list[str]:
+    """Of critic/estimator, or of reinforce.  UserError for a run that there is not."""
+    critic, _, estimator = run.partition("/")
+    if estimator:
+        return [f"critic.structure={critic}", f"estimator.name={estimator}"]
+    if run != "reinforce":
+        raise UserError(f"--runs {run}: expected critic/estimator or reinforce; for example {RUNS[0]}")
+    return ["algorithm=reinforce"]
 
 
 def trained(task: str, config: Config) -> Curve:
@@ -130,18 +136,24 @@ def final_returns(bandit: ChainBandit, policy: Policy) -> np.ndarray:
 def ppo(task: str, args: argparse.Namespace) -> Curve:
     """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
     arguments = [json.dumps(TASKS[task]), str(args.seeds), str(args.steps), str(args.steps // EVALUATIONS)]
-    path = Path("runs") / f"ppo-chain_bandit-{hashlib.sha256(' '.join(arguments).encode()).hexdigest()[:8]}.json"
+    measured = from_peer(args.ppo, "ppo_on_bandit.py", arguments)
+    return share(task, Curve(np.array(measured["env_steps"]), np.array(measured["returns"])))
+
+
+def from_peer(venv: Path, script: str, arguments: list[str]) -> dict[str, Any]:
+    """What a script of peers/ prints; kept under runs/, so that it is measured once."""
+    digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
+    path = Path("runs") / f"{Path(script).stem}-{digest}.json"
     if not path.exists():
-        command = [str(args.ppo / "bin" / "python"), str(HERE / "peers" / "ppo_on_bandit.py"), *arguments]
+        command = [str(venv / "bin" / "python"), str(HERE / "peers" / script), *arguments]
         found = subprocess.run(
             command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, stdout=subprocess.PIPE, text=True
         )
         if found.returncode:
-            raise UserError(f"--ppo {args.ppo}: the peer failed, see above; against_peers.py --install makes its venv")
+            raise UserError(f"--ppo {venv}: the peer failed, see above; against_peers.py --install makes its venv")
         path.parent.mkdir(exist_ok=True)
         path.write_text(found.stdout)
-    measured = json.loads(path.read_text())
-    return share(task, Curve(np.array(measured["env_steps"]), np.array(measured["returns"])))
+    return json.loads(path.read_text())
 
 
 def share(task: str, curve: Curve) -> Curve:

@@ -5,10 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks import against_peers
 from benchmarks.rows import add_rows, read_rows
+from benchmarks.suite import TASKS, BanditModel
 
 ROOT = Path(__file__).parents[1]
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
@@ -117,3 +119,24 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     assert "| [Blackjack-v1](configs/blackjack.yaml) | 400 | 2 | " in text and "optimum -0.043" in text
     assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | -" in table
     assert (out / "suite.png").stat().st_size > 10_000
+
+
+def test_a_bandits_value_is_that_of_its_tables() -> None:
+    model = BanditModel("configs/chain_bandit_1e8.yaml")
+    first = np.zeros((len(model.obs), 8), dtype=np.int64)  # the first choice of every factor in every context
+    bandit = model.bandit
+    expected = bandit.unary[:, :, 0].sum(1) + bandit.pairwise[:, :, 0, 0].sum(1)
+    assert model.value_of(first) == pytest.approx(expected.mean().item())
+    assert bandit.random_value() < TASKS["chain_bandit_1e8"].goal < model.optimum()
+
+
+def test_bins_writes_a_row_for_each_run(tmp_path: Path) -> None:
+    short = ["total_env_steps=200", "learning_starts=100", "hidden_sizes=[8]", "evaluation.final_episodes=1"]
+    quick = ["evaluation.every_env_steps=200", "evaluation.episodes=1", "env.kwargs={max_episode_steps: 20}"]
+    runs = ["--runs", "multilinear/exact", "reinforce", "--seeds", "2", "--set", *short, *quick]
+    command = [sys.executable, str(ROOT / "benchmarks" / "bins.py"), *runs, "--out", str(tmp_path / "out")]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    rows = read_rows(tmp_path / "out" / "bins.json")
+    assert {row["run"] for row in rows} == {"multilinear/exact", "reinforce"}
+    table = (tmp_path / "out" / "bins.md").read_text()
+    assert all(len(row["returns"]) == 2 and f"| {row['run']} | total_env_steps=200" in table for row in rows)
