@@ -22,6 +22,7 @@ sys.path.pop(0)  # this folder: its profile.py would hide the library's
 sys.path.insert(0, str(HERE.parent))
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
 from agent.analysis import figures, plan
@@ -35,12 +36,15 @@ from agent.analysis.statistics import (
 )
 from agent.analysis.tables import number
 from agent.config import Config
+from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
 from benchmarks.rows import Row, add_rows, commands, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
+from envs.chain_bandit import ChainBandit
 
+CONFIGS = HERE.parent / "configs"
 OURS, BASELINE = "gumbel_actor_critic", "reinforce"
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
 
@@ -51,6 +55,21 @@ REINFORCE at the same budget. Curves: `suite.png`. Wall times include evaluation
 machine did. Each row is `python train.py configs/<task>.yaml seeds=N compile=true`."""
 
 
+class BanditModel:
+    """ChainBandit as a Model is: its observations, what actions at all of them earn, and the most that they can."""
+
+    def __init__(self, config: str) -> None:
+        self.bandit = ChainBandit(1, **load_config(config, []).env.kwargs)
+        self.obs, self.masks = np.arange(self.bandit.num_contexts), None
+
+    def value_of(self, action: np.ndarray) -> float:
+        contexts = torch.from_numpy(self.obs)
+        return self.bandit.reward(contexts, torch.from_numpy(action), contexts, None).mean().item()
+
+    def optimum(self) -> float:
+        return self.bandit.optimum()
+
+
 @dataclass(frozen=True)
 class Task:
     """A row of the table: configs/<name>.yaml, and what it should reach."""
@@ -58,7 +77,7 @@ class Task:
     goal: float  # of the IQM over seeds
     worst_goal: float = -math.inf  # of the worst seed
     seeds: int = 10
-    model: Callable[[], Model] | None = None  # of a tabular task: its returns are worked out, not sampled
+    model: Callable[[], Model | BanditModel] | None = None  # where returns can be worked out instead of sampled
 
 
 def toy_text(env_id: str) -> Callable[[], Model]:
@@ -76,6 +95,7 @@ TASKS = {
     "blackjack": Task(-0.0435, model=blackjack_model),
     "bipedal_walker_bins": Task(300, seeds=5),
     "half_cheetah_bins": Task(2500, seeds=5),
+    "chain_bandit_1e8": Task(4.914, model=lambda: BanditModel(str(CONFIGS / "chain_bandit_1e8.yaml"))),
 }
 
 
@@ -113,7 +133,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def config_of(task: str, algorithm: str, args: argparse.Namespace) -> Config:
     settings = [f"algorithm={algorithm}", "wandb.mode=disabled", *args.set]
-    return plan.plan(str(HERE.parent / "configs" / f"{task}.yaml"), {}, args.seeds or TASKS[task].seeds, settings)[0]
+    return plan.plan(str(CONFIGS / f"{task}.yaml"), {}, args.seeds or TASKS[task].seeds, settings)[0]
 
 
 def row(task: str, algorithm: str, config: Config) -> Row:
@@ -133,7 +153,7 @@ def row(task: str, algorithm: str, config: Config) -> Row:
     }
 
 
-def exact_returns(model: Model, run: Path) -> np.ndarray:
+def exact_returns(model: Model | BanditModel, run: Path) -> np.ndarray:
     """Expected return of each member's most probable actions."""
     policy = Policy.load(run, member="all")
     masks = None if policy.info.action_mask_key is None else model.masks
