@@ -43,11 +43,11 @@ def reduce_gradient(
 def steps_counted(
     length: Int[Tensor, "P B"], start: int, end: int, progress: Float[Tensor, ""], uniform: Float64[Tensor, "P B"]
 ) -> Int[Tensor, "P B"]:
-    """Of windows of this length, the n steps that a target sums before it bootstraps; n moves from start to end.
+    """How many steps of each window a target sums: n, which moves from start to end, or all where there are fewer.
 
     n = floor(start + progress (end - start) + u): between whole numbers both neighbours are drawn, and the mean is
-    exact. A long n carries rewards back fast; a short one is not held down by what whoever explored did next. From long
-    to short as in Schwarzer et al. 2023 (BBF), which differs in that its n falls exponentially.
+    exact. A long n carries rewards back fast, but blames an action for the exploratory ones after it.
+    Differs from Schwarzer et al. 2023 (BBF): n moves linearly over the run, not exponentially after each reset.
     """
     n = start + progress.clamp(max=1.0) * (end - start)
     return torch.minimum(length, (n + uniform).long())

@@ -153,7 +153,7 @@ class Replay:
         counts = self.lag < length.unsqueeze(-1)
         discounts = torch.where(counts, window.discount, 1.0).cumprod(-1)
         before = torch.cat([torch.ones_like(discounts[..., :1]), discounts[..., :-1]], -1)  # gamma^i
-        reward = (window.reward * before * counts).sum(-1)
+        reward = (torch.where(counts, window.reward, 0.0) * before).sum(-1)
         obs = self.obs(window.first_row, window.slot)
         next_obs = self.obs(window.first_row, window.slot + length)
         return Batch(obs, window.action, reward, discounts[..., -1], next_obs)

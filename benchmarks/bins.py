@@ -9,6 +9,7 @@ numbers go to benchmarks/results/bins*, beside those of earlier commands.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -28,15 +29,10 @@ from benchmarks.factored import RUNS, from_peer, settings_of
 from benchmarks.rows import Row, add_rows, commands
 
 CONFIG = HERE.parent / "configs" / "half_cheetah_bins.yaml"
-FINAL_EPISODES = 20
-EVALUATION = [
-    "evaluation.episodes=3",
-    "evaluation.every_env_steps=10000",
-    f"evaluation.final_episodes={FINAL_EPISODES}",
-]
-HEAD = f"""# HalfCheetah-v5 in 3 bins
+EVALUATION = ["evaluation.episodes=3", "evaluation.every_env_steps=10000", "evaluation.final_episodes=20"]
+HEAD = """# HalfCheetah-v5 in 3 bins
 
-Greedy return at the end of training over {FINAL_EPISODES} episodes a seed: IQM over seeds [95 % bootstrap interval].
+Greedy return at the end of training over 20 episodes a seed: IQM over seeds [95 % bootstrap interval].
 Made by `benchmarks/bins.py`, read in `docs/factored.md`.
 """
 
@@ -61,10 +57,7 @@ def measure(args: argparse.Namespace) -> None:
     plan.train_missing(list(configs.values()), train, print)
     rows = [row(run, args.set, final_returns(config)) for run, config in configs.items()]
     if args.ppo:
-        config = config_of("reinforce", args)
-        task = [config.env.id, str(config.env.action_bins), str(config.seeds), str(config.total_env_steps)]
-        returns = from_peer(args.ppo, "ppo_on_bins.py", [*task, str(FINAL_EPISODES)])["returns"]
-        rows.append(row("Stable-Baselines3 PPO", [], np.array(returns)))
+        rows.append(row("Stable-Baselines3 PPO", args.set, ppo(config_of("reinforce", args), args.ppo)))
     write(rows, args.out)
 
 
@@ -77,6 +70,13 @@ def config_of(run: str, args: argparse.Namespace) -> Config:
 def final_returns(config: Config) -> np.ndarray:
     (entry,) = load_run(Path(str(config.run_dir)))
     return entry.final_returns
+
+
+def ppo(config: Config, venv: Path) -> np.ndarray:
+    """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
+    env, episodes = config.env, config.evaluation.final_episodes
+    numbers = [env.action_bins, config.seeds, config.total_env_steps, episodes]
+    return np.array(from_peer(venv, "ppo_on_bins.py", [env.id, json.dumps(env.kwargs), *map(str, numbers)])["returns"])
 
 
 def row(run: str, settings: list[str], returns: np.ndarray) -> Row:

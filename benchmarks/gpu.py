@@ -16,9 +16,12 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import torch
-
 ROOT = Path(__file__).parents[1]
+sys.path.pop(0)  # this folder: its profile.py would hide the library's
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.rows import versions
+
 THROUGHPUT = [sys.executable, str(ROOT / "benchmarks" / "throughput.py"), "--device", "cuda", "--json"]
 TENSORS = ["--env", "Tensor/CartPole-v1"]
 COMMANDS = {
@@ -40,7 +43,7 @@ def main() -> None:
     results = {}
     for name, measure in {**measurements, "training 1024 members": train_many}.items():
         results[name] = measure()
-        record = {"date": date.today().isoformat(), "versions": f"torch {torch.__version__}", "results": results}
+        record = {"date": date.today().isoformat(), "versions": versions(), "results": results}
         (args.out / "gpu.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")  # so far
 
 

@@ -18,6 +18,7 @@ sys.path.pop(0)  # this folder: its profile.py would hide the library's
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from agent.gumbel_actor_critic import GumbelActorCritic
@@ -50,13 +51,16 @@ def main() -> None:
         whole = (time.perf_counter() - clock) / args.steps
         parts = {} if loop.graphs else time_parts(loop)  # a graph runs no Python that could be timed
         run_until(loop, start, args.steps * config.env.num_envs)
-    print(f"| part of an iteration ({'compiled' if loop.compiles else 'plain'}) | us |\n|---|---|")
+    kind = "a graph" if loop.graphs else "compiled" if loop.compiles else "plain"
+    print(f"| part of an iteration ({kind}) | us |\n|---|---|")
     print(f"| whole, untimed inside | {whole * 1e6:,.0f} |")
     for name, seconds in parts.items():
         print(f"| {name} | {sum(seconds) / args.steps * 1e6:,.0f} |")
     print("\n| operator | calls an iteration | share of the time, itself |\n|---|---|---|")
-    own_time = operator.attrgetter(f"self_{'device' if device.type == 'cuda' else 'cpu'}_time_total")
-    events = [event for event in p.key_averages() if own_time(event) > 0]
+    where, own_time = DeviceType.CPU, operator.attrgetter("self_cpu_time_total")
+    if device.type == "cuda":
+        where, own_time = DeviceType.CUDA, operator.attrgetter("self_device_time_total")
+    events = [event for event in p.key_averages() if event.device_type == where and own_time(event) > 0]
     total = sum(map(own_time, events))
     for event in sorted(events, key=own_time, reverse=True)[:NUM_OPERATORS]:
         print(f"| {event.key} | {event.count / NUM_TRACED:.1f} | {own_time(event) / total:.0%} |")
@@ -89,6 +93,7 @@ def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
         return seconds
     time_it(loop, "learn", "learn")
     time_it(learner.replay, "sample", "&nbsp; replay: sample")
+    time_it(learner.replay, "batch", "&nbsp; replay: batch")
     time_it(learner, "update", "&nbsp; update")
     time_it(learner, "next_value", "&nbsp; &nbsp; value of the next observation")
     time_it(learner.critics, "encode", "&nbsp; &nbsp; critics forward")

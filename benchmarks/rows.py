@@ -20,12 +20,16 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
     origin = {
         "date": f"{date.today()}",
         "command": shlex.join(["python", *sys.argv]),
-        "versions": f"torch {torch.__version__}, gymnasium {gymnasium.__version__}, Python {sys.version.split()[0]}",
+        "versions": versions(),
     }
     by_key = {tuple(row[name] for name in key): row for row in [*held, *(row | origin for row in rows)]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": list(by_key.values())}, indent=1))
     return list(by_key.values())
+
+
+def versions() -> str:
+    return f"torch {torch.__version__}, gymnasium {gymnasium.__version__}, Python {sys.version.split()[0]}"
 
 
 def read_rows(path: Path) -> list[Row]:

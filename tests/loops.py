@@ -67,6 +67,7 @@ def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
         "second moments": learner.optimizer.second_moments[0],
         "frames": learner.replay.frames,
         "windows": learner.replay.window,
+        "lengths": learner.replay.length,
         "starts": learner.replay.starts,
         "mean": loop.normalizer.mean,
         "obs": loop.obs,

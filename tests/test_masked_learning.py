@@ -63,11 +63,13 @@ def random_mask(num_choices: tuple[int, ...], shape: tuple[int, ...], generator:
     return (score > 0.5) | (score == score.amax(-1, keepdim=True))
 
 
-def batch_and_masks(replay: Replay, u: Tensor, v: Tensor) -> tuple[Batch, Masks]:
+def batch_and_masks(replay: Replay, u: Tensor, v: Tensor, generator: Generator) -> tuple[Batch, Masks]:
+    """Of windows of which any number of steps may count."""
     window = replay.sample(u, v)
-    masks = replay.masks(window, window.length)
+    length = 1 + (torch.rand(u.shape, generator=generator) * window.length).long()
+    masks = replay.masks(window, length)
     assert masks is not None
-    return replay.batch(window, window.length), masks
+    return replay.batch(window, length), masks
 
 
 @pytest.mark.parametrize("n_step", [1, 3])
@@ -82,7 +84,7 @@ def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_ste
         if iteration % 10 != 9:
             continue
         u, v = torch.rand((2, 2, 50), dtype=torch.float64, generator=generator)
-        batch, masks = batch_and_masks(loop.learner.replay, u, v)
+        batch, masks = batch_and_masks(loop.learner.replay, u, v, generator)
         assert torch.equal(masks.obs, masks_of(batch.obs))
         terminal = batch.discount == 0
         expected = torch.where(terminal[..., None, None], torch.tensor(ALL), masks_of(batch.next_obs))
@@ -105,7 +107,7 @@ def test_replay_of_stacked_frames_keeps_one_mask_for_each_observation(generator:
             action = torch.zeros(1, 1, 2, dtype=torch.int64)
             replay.add(obs, action, torch.ones(1, 1), no, ends, next_obs, ~no, masks)
         u, v = torch.rand((2, 1, 40), dtype=torch.float64, generator=generator)
-        batch, masks = batch_and_masks(replay, u, v)
+        batch, masks = batch_and_masks(replay, u, v, generator)
         assert torch.equal(masks.obs, masks_of(batch.obs[..., -2:]))
         assert torch.equal(masks.next_obs, masks_of(batch.next_obs[..., -2:]))
 

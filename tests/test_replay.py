@@ -93,6 +93,14 @@ def test_a_window_may_count_in_part_only(generator: Generator) -> None:
     }  # fmt: skip
 
 
+def test_a_reward_beyond_a_window_does_not_matter_whatever_it_is(generator: Generator) -> None:
+    recorder = Recorder(n_step=3)
+    recorder.episode(0, 2, terminated=True)
+    recorder.add([[1, 0]], [float("inf")], [True], [False], [[1, 1]], [True])
+    batch = sample(recorder.replay, generator)
+    assert batch.reward[batch.obs[..., 0] == 0].isfinite().all() and not batch.reward.isnan().any()
+
+
 def test_gamma_is_per_member(generator: Generator) -> None:
     replay = Replay(2, 1, 10, obs_size=1, num_factors=1, n_step=2, gamma=torch.tensor([0.5, 0.9]))
     for t in range(2):
@@ -132,14 +140,17 @@ def test_every_sample_is_a_true_transition_however_often_the_ring_wraps(n_step: 
             pending[e] = ends
         recorder.add(obs, reward, terminated, truncated, next_obs, valid)
         if number % 7 == 0 and number:
-            check_against_truth(sample(recorder.replay, generator, 40), n_step, truth, lengths)
+            window = draw(recorder.replay, generator, 40)
+            counted = torch.randint(1, n_step + 1, window.length.shape, generator=generator)
+            batch = recorder.replay.batch(window, torch.minimum(counted, window.length))
+            check_against_truth(batch, counted, truth, lengths)
 
 
-def check_against_truth(batch: Batch, n_step: int, truth: dict, lengths: dict) -> None:
+def check_against_truth(batch: Batch, counted: Tensor, truth: dict, lengths: dict) -> None:
     for b in range(batch.obs.shape[1]):
         episode, t = batch.obs[0, b].tolist()
         assert int(batch.action[0, b, 0]) == int(t) % 3
-        length = min(n_step, lengths[episode] - int(t))
+        length = min(int(counted[0, b]), lengths[episode] - int(t))
         steps = [truth[episode, t + i] for i in range(length)]
         assert batch.reward[0, b] == pytest.approx(sum(GAMMA**i * r for i, (r, _) in enumerate(steps)))
         assert batch.discount[0, b] == pytest.approx(GAMMA**length * (not steps[-1][1]))

@@ -1,6 +1,7 @@
 """Stable-Baselines3's PPO on a continuous task cut into bins; prints JSON.
 
-Run by ../bins.py: ENV BINS SEEDS STEPS EPISODES. Its settings are the defaults.
+Run by ../bins.py: ENV KWARGS BINS SEEDS STEPS EPISODES. Its settings are the defaults; steps are rounded up to whole
+rollouts of 2,048.
 """
 
 import json
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 
 
 class Bins(gym.ActionWrapper):
@@ -27,12 +29,15 @@ class Bins(gym.ActionWrapper):
 
 
 def main() -> None:
-    env_id, (bins, seeds, steps, episodes) = sys.argv[1], map(int, sys.argv[2:6])
+    env_id, kwargs = sys.argv[1], json.loads(sys.argv[2])
+    bins, seeds, steps, episodes = map(int, sys.argv[3:7])
     returns = []
     for seed in range(seeds):
-        model = PPO("MlpPolicy", Bins(gym.make(env_id), bins), seed=seed, device="cpu")
+        model = PPO("MlpPolicy", Bins(gym.make(env_id, **kwargs), bins), seed=seed, device="cpu")
         model.learn(steps)
-        returns.append(float(evaluate_policy(model, Bins(gym.make(env_id), bins), episodes, warn=False)[0]))
+        env = Monitor(Bins(gym.make(env_id, **kwargs), bins))
+        env.reset(seed=seed)
+        returns.append(float(evaluate_policy(model, env, episodes)[0]))
     print(json.dumps({"returns": returns}))
 
 
