@@ -43,7 +43,7 @@ class Replay:
 
     With a mask shape [K, N] the mask of an observation lies in the slot of its newest frame.
 
-    Memory of a step: a frame, 4 (K + 3) bytes of window, 9 of lists; 10^6 steps of 84x84x4 uint8 take 6.6 GiB. With
+    Memory of a step: a frame, 4 (K + 3) bytes of the step, 9 of lists; 10^6 steps of 84x84x4 uint8 take 6.6 GiB. With
     masks K N bytes more.
     """
 
@@ -68,7 +68,7 @@ class Replay:
         self.num_factors, self.frame_stack = num_factors, frame_stack
         num_rows = num_members * num_envs * self.num_slots
         self.frames = torch.zeros((num_rows, obs_size // frame_stack), dtype=obs_dtype, device=device)
-        self.window = torch.zeros((num_rows, num_factors + 2), device=device)  # action, reward, gamma (1 - terminated)
+        self.steps = torch.zeros((num_rows, num_factors + 2), device=device)  # action, reward, gamma (1 - terminated)
         self.length = torch.zeros(num_rows, dtype=torch.int32, device=device)  # of the window, up to n
         self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
@@ -116,7 +116,7 @@ class Replay:
 
         # The step joins the windows of the last n steps of the episode, its own included.
         discount = self.gamma * ~terminated
-        self.window[row] = torch.cat([action, torch.stack([reward, discount], -1)], -1)
+        self.steps[row] = torch.cat([action, torch.stack([reward, discount], -1)], -1)
         rows = self.rows(self.newest, -self.lag)
         grows = (self.lag <= self.age.unsqueeze(-1)) & valid.unsqueeze(-1)
         self.length[rows] = self.length[rows] * (self.lag > 0) + grows
@@ -132,7 +132,7 @@ class Replay:
 
     def state(self) -> State:
         """All that changes."""
-        names = ("frames", "window", "length", "is_start", "starts", "newest", "age", "num_started", "num_dropped")
+        names = ("frames", "steps", "length", "is_start", "starts", "newest", "age", "num_started", "num_dropped")
         masks: State = {} if self.kept_masks is None else {"masks": self.kept_masks}
         return masks | {name: getattr(self, name) for name in names}
 
@@ -143,10 +143,10 @@ class Replay:
             u, v: uniform on [0, 1): which environment, which of its transitions.
         """
         first_row, slot = self.draw(u, v)
-        steps = self.window[first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.lag) % self.num_slots]
-        reward, discount = steps[..., -2:].unbind(-1)
+        rows = self.steps[first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.lag) % self.num_slots]
+        reward, discount = rows[..., -2:].unbind(-1)
         length = self.length[first_row + slot].long()
-        return Window(first_row, slot, steps[..., 0, : self.num_factors].long(), reward, discount, length)
+        return Window(first_row, slot, rows[..., 0, : self.num_factors].long(), reward, discount, length)
 
     def batch(self, window: Window, length: Int[Tensor, "P B"]) -> Batch:
         """The transitions of which the first `length` steps count, at least 1 and at most the window's own."""

@@ -66,7 +66,7 @@ def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
         "log_alpha": learner.log_alpha,
         "second moments": learner.optimizer.second_moments[0],
         "frames": learner.replay.frames,
-        "windows": learner.replay.window,
+        "steps of episodes": learner.replay.steps,
         "lengths": learner.replay.length,
         "starts": learner.replay.starts,
         "mean": loop.normalizer.mean,

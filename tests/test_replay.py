@@ -227,7 +227,7 @@ def test_a_million_atari_steps_fit_in_eight_gib() -> None:
     """Counted on a replay of a thousand; memory is the same for each step."""
     gamma = torch.tensor([0.99])
     replay = Replay(1, 1, 1000, 4 * 84 * 84, 1, 3, gamma, frame_stack=4, obs_dtype=torch.uint8)
-    per_step = [replay.frames, replay.window, replay.length, replay.is_start, replay.starts]
+    per_step = [replay.frames, replay.steps, replay.length, replay.is_start, replay.starts]
     num_bytes = sum(tensor.nbytes for tensor in per_step)
     assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30
 
