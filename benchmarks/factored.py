@@ -33,7 +33,7 @@ from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
-from benchmarks.rows import add_rows, commands
+from benchmarks.rows import add_rows, commands, learning_settings
 from envs import UserError
 from envs.chain_bandit import ChainBandit
 
@@ -169,7 +169,7 @@ def row(task: str, run: str, settings: list[str], curve: Curve) -> dict[str, Any
     return {
         "task": task,
         "run": run,
-        "settings": " ".join(text for text in settings if not text.startswith("compile=")),
+        "settings": learning_settings(settings),
         "share": float(iqm(final)),
         "low": interval.low,
         "high": interval.high,

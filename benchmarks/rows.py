@@ -11,6 +11,8 @@ from typing import Any
 import gymnasium
 import torch
 
+from agent.analysis.scope import NOT_LEARNING, is_among
+
 Row = dict[str, Any]
 
 
@@ -26,6 +28,11 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": list(by_key.values())}, indent=1))
     return list(by_key.values())
+
+
+def learning_settings(settings: Sequence[str]) -> str:
+    """Of key=value, those that change what is learned."""
+    return " ".join(text for text in settings if not is_among(text.partition("=")[0], NOT_LEARNING))
 
 
 def versions() -> str:

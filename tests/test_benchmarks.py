@@ -132,13 +132,13 @@ def test_a_bandits_value_is_that_of_its_tables() -> None:
     assert bandit.random_value() < TASKS["chain_bandit_1e8"].goal < model.optimum()
 
 
-def test_bins_writes_a_row_for_each_run(tmp_path: Path) -> None:
+def test_half_cheetah_writes_a_row_for_each_run(tmp_path: Path) -> None:
     short = ["total_env_steps=200", "learning_starts=100", "hidden_sizes=[8]", "evaluation.final_episodes=1"]
     quick = ["evaluation.every_env_steps=200", "evaluation.episodes=1", "env.kwargs={max_episode_steps: 20}"]
     runs = ["--runs", "multilinear/exact", "reinforce", "--seeds", "2", "--set", *short, *quick]
-    command = [sys.executable, str(ROOT / "benchmarks" / "bins.py"), *runs, "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "half_cheetah.py"), *runs, "--out", str(tmp_path / "out")]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
-    rows = read_rows(tmp_path / "out" / "bins.json")
+    rows = read_rows(tmp_path / "out" / "half_cheetah.json")
     assert {row["run"] for row in rows} == {"multilinear/exact", "reinforce"}
-    table = (tmp_path / "out" / "bins.md").read_text()
+    table = (tmp_path / "out" / "half_cheetah.md").read_text()
     assert all(len(row["returns"]) == 2 and f"| {row['run']} | total_env_steps=200" in table for row in rows)

@@ -1,7 +1,7 @@
 """Stable-Baselines3's PPO on a continuous task cut into bins; prints JSON.
 
-Run by ../bins.py: ENV KWARGS BINS SEEDS STEPS EPISODES. Its settings are the defaults; steps are rounded up to whole
-rollouts of 2,048.
+Run by ../half_cheetah.py: ENV KWARGS BINS SEEDS STEPS EPISODES. Its settings are the defaults; steps are rounded
+up to whole rollouts of 2,048.
 """
 
 import json

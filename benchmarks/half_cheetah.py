@@ -1,11 +1,11 @@
 """Critics and estimators on HalfCheetah-v5 in 3 bins: 6 factors, 729 joint actions.
 
-    python benchmarks/bins.py --set compile=true             # the runs of factored.py, five seeds: hours on one core
-    python benchmarks/bins.py --runs multilinear/exact reinforce
-    python benchmarks/bins.py --ppo ../peers                 # Stable-Baselines3's PPO too, from its venv
+    python benchmarks/half_cheetah.py --set compile=true  # the runs of factored.py, five seeds: hours on one core
+    python benchmarks/half_cheetah.py --runs multilinear/exact reinforce
+    python benchmarks/half_cheetah.py --ppo ../peers      # Stable-Baselines3's PPO too, from its venv
 
 All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command goes on. Table and
-numbers go to benchmarks/results/bins*, beside those of earlier commands.
+numbers go to benchmarks/results/half_cheetah*, beside those of earlier commands.
 """
 
 import argparse
@@ -26,20 +26,20 @@ from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.training.trainer import train
 from benchmarks.factored import RUNS, from_peer, settings_of
-from benchmarks.rows import Row, add_rows, commands
+from benchmarks.rows import Row, add_rows, commands, learning_settings
 
 CONFIG = HERE.parent / "configs" / "half_cheetah_bins.yaml"
 EVALUATION = ["evaluation.episodes=3", "evaluation.every_env_steps=10000", "evaluation.final_episodes=20"]
 HEAD = """# HalfCheetah-v5 in 3 bins
 
 Greedy return at the end of training over 20 episodes a seed: IQM over seeds [95 % bootstrap interval].
-Made by `benchmarks/bins.py`, read in `docs/factored.md`.
+Made by `benchmarks/half_cheetah.py`, read in `docs/factored.md`.
 """
 
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("bins.py", lambda: measure(args), "the same command goes on"))
+    sys.exit(exit_code("half_cheetah.py", lambda: measure(args), "the same command goes on"))
 
 
 def parse() -> argparse.Namespace:
@@ -80,13 +80,12 @@ def ppo(config: Config, venv: Path) -> np.ndarray:
 
 
 def row(run: str, settings: list[str], returns: np.ndarray) -> Row:
-    learning = [text for text in settings if not text.startswith(("compile=", "checkpoint."))]
-    return {"run": run, "settings": " ".join(learning), "returns": [float(x) for x in returns]}
+    return {"run": run, "settings": learning_settings(settings), "returns": [float(x) for x in returns]}
 
 
 def write(rows: list[Row], out: Path) -> None:
     """Adds the rows to those of earlier commands, in place of rows of the same run and settings."""
-    rows = add_rows(out / "bins.json", rows, ("run", "settings"))
+    rows = add_rows(out / "half_cheetah.json", rows, ("run", "settings"))
     rows.sort(key=lambda row: -iqm(np.array(row["returns"])))
     lines = ["| critic/estimator | settings | return | seed by seed |", "|---|---|---|---|"]
     for r in rows:
@@ -94,7 +93,7 @@ def write(rows: list[Row], out: Path) -> None:
         interval = stratified_bootstrap(returns)
         cell = f"{iqm(returns):.0f} [{interval.low:.0f}, {interval.high:.0f}]"
         lines.append(f"| {r['run']} | {r['settings']} | {cell} | {' '.join(f'{x:.0f}' for x in sorted(returns))} |")
-    (out / "bins.md").write_text("\n".join([HEAD, *lines, "", *commands(rows)]) + "\n")
+    (out / "half_cheetah.md").write_text("\n".join([HEAD, *lines, "", *commands(rows)]) + "\n")
     print("\n".join(lines))
 
 
