@@ -3,6 +3,7 @@
     python benchmarks/suite.py                                   # every task: hours on one core
     python benchmarks/suite.py --tasks cartpole acrobot
     python benchmarks/suite.py --tasks lunar_lander --seeds 5 --algorithms gumbel_actor_critic
+    python benchmarks/suite.py --tasks ant_bins --sac ../peers stable_baselines3     # SAC beside it, from that venv
     python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
 
 All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command goes on. Runs
@@ -40,19 +41,22 @@ from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
+from benchmarks.factored import from_peer
 from benchmarks.rows import Row, add_rows, commands, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs.chain_bandit import ChainBandit
 
 CONFIGS = HERE.parent / "configs"
-OURS, BASELINE = "gumbel_actor_critic", "reinforce"
+OURS, BASELINE, SAC = "gumbel_actor_critic", "reinforce", "sac"
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
 
 
 HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum is
 given. IQM over seeds [95 % bootstrap interval]; P(better): how likely a seed of the actor-critic ends above one of
-REINFORCE at the same budget. Curves: `suite.png`. Wall times include evaluations, and waiting for whatever else the
-machine did. Each row is `python train.py configs/<task>.yaml seeds=N compile=true`."""
+REINFORCE at the same budget. SAC takes continuous actions on the same environments, with its library's defaults; where
+it ran for fewer steps, both are compared after those, over 10 episodes a seed. Curves: `suite.png`. Wall times include
+evaluations, and waiting for whatever else the machine did. Each row is `python train.py configs/<task>.yaml seeds=N
+compile=true`."""
 
 
 class BanditModel:
@@ -74,7 +78,7 @@ class BanditModel:
 class Task:
     """A row of the table: configs/<name>.yaml, and what it should reach."""
 
-    goal: float  # of the IQM over seeds
+    goal: float | None = None  # of the IQM over seeds; none: SAC's on the same environment
     worst_goal: float = -math.inf  # of the worst seed
     seeds: int = 10
     model: Callable[[], Model | BanditModel] | None = None  # where returns can be worked out instead of sampled
@@ -94,7 +98,9 @@ TASKS = {
     "frozen_lake": Task(0.8847, model=toy_text("FrozenLake8x8-v1")),
     "blackjack": Task(-0.0435, model=blackjack_model),
     "bipedal_walker_bins": Task(300, seeds=5),
-    "half_cheetah_bins": Task(2500, seeds=5),
+    "half_cheetah_bins": Task(seeds=5),
+    "walker2d_bins": Task(seeds=5),
+    "ant_bins": Task(seeds=5),
     "chain_bandit_1e8": Task(4.914, model=lambda: BanditModel(str(CONFIGS / "chain_bandit_1e8.yaml"))),
 }
 
@@ -109,7 +115,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK", help="of the table"
     )
-    parser.add_argument("--algorithms", nargs="+", default=[OURS, BASELINE], choices=[OURS, BASELINE], metavar="NAME")
+    parser.add_argument("--algorithms", nargs="*", default=[OURS, BASELINE], choices=[OURS, BASELINE], metavar="NAME")
+    parser.add_argument("--sac", nargs=2, metavar=("VENV", "LIBRARY"), help="SAC too: stable_baselines3 or sbx")
     parser.add_argument("--seeds", type=int, metavar="N", help="of each run; default: the table's")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figure and numbers")
@@ -123,6 +130,8 @@ def measure(args: argparse.Namespace) -> None:
     }
     plan.train_missing(list(configs.values()), train, print)
     new = [row(task, algorithm, config) for (task, algorithm), config in configs.items()]
+    if args.sac:
+        new += [sac_row(task, config_of(task, OURS, args), *args.sac) for task in args.tasks]
     rows = add_rows(args.out / "suite.json", new, ("task", "algorithm")) if new else read_rows(args.out / "suite.json")
     table = results_table(rows)
     (args.out / "suite.md").write_text(details(table, rows))
@@ -153,6 +162,27 @@ def row(task: str, algorithm: str, config: Config) -> Row:
     }
 
 
+def sac_row(task: str, config: Config, venv: str, library: str) -> Row:
+    """Of as many seeds and steps as the config has."""
+    env_id, steps, episodes = config.env.id, str(config.total_env_steps), str(config.evaluation.episodes)
+    runs = [
+        from_peer(Path(venv), "sac_on_box.py", [library, env_id, str(config.seed + i), steps, episodes])
+        for i in range(config.seeds)
+    ]
+    env_steps, returns = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
+    return {
+        "task": task,
+        "algorithm": SAC,
+        "library": runs[0]["version"],
+        "env_id": env_id,
+        "env_steps": config.total_env_steps,
+        "returns": returns[:, -1].tolist(),
+        "curve_env_steps": env_steps[0].tolist(),
+        "curve_returns": returns.tolist(),
+        "wall_seconds": round(sum(run["seconds"] for run in runs)),
+    }
+
+
 def exact_returns(model: Model | BanditModel, run: Path) -> np.ndarray:
     """Expected return of each member's most probable actions."""
     policy = Policy.load(run, member="all")
@@ -172,8 +202,6 @@ def results_table(rows: Sequence[Row]) -> str:
         if OURS not in of:
             continue
         returns = np.array(of[OURS]["returns"])
-        goals = number(task.goal) + (f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else "")
-        is_met = iqm(returns) >= task.goal and returns.min() >= task.worst_goal
         best = f" (optimum {number(task.model().optimum())})" if task.model else ""
         cells = [
             f"[{of[OURS]['env_id']}](configs/{name}.yaml)",
@@ -181,11 +209,32 @@ def results_table(rows: Sequence[Row]) -> str:
             str(len(returns)),
             with_interval(returns) + best,
             number(returns.min()),
-            goals + (", met" if is_met else ", missed"),
+            with_verdict(task, returns) if task.goal is not None else beside_sac(of[OURS], of.get(SAC)),
             *against(returns, of.get(BASELINE)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def with_verdict(task: Task, returns: np.ndarray) -> str:
+    """The goals, and whether they are met."""
+    assert task.goal is not None
+    worst = f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else ""
+    is_met = iqm(returns) >= task.goal and returns.min() >= task.worst_goal
+    return f"{number(task.goal)}{worst}, {'met' if is_met else 'missed'}"
+
+
+def beside_sac(ours: Row, sac: Row | None) -> str:
+    """SAC's return, and ours after as many steps."""
+    if sac is None:
+        return "SAC's, not run"
+    theirs, seeds = float(iqm(np.array(sac["returns"]))), len(sac["returns"])
+    returns, text = ours["returns"], f"SAC's {number(theirs)} ({seeds} seed{'s' * (seeds > 1)})"
+    if sac["env_steps"] < ours["env_steps"]:
+        at = np.abs(np.array(ours["curve_env_steps"]) - sac["env_steps"]).argmin()
+        returns = [curve[at] for curve in ours["curve_returns"]]
+        text = f"at {sac['env_steps']:,}: {text}, here {number(float(iqm(np.array(returns))))}"
+    return f"{text}, {'met' if iqm(np.array(returns)) >= theirs else 'missed'}"
 
 
 def with_interval(returns: np.ndarray) -> str:
@@ -207,7 +256,8 @@ def details(table: str, rows: Sequence[Row]) -> str:
     """suite.md: the table, every seed, and what made it."""
     seeds = ["| environment | algorithm | seed by seed | wall time |", "|---|---|---|---|"]
     seeds += [
-        f"| {row['env_id']} | {row['algorithm']} | {' '.join(map(number, row['returns']))} | {row['wall_seconds']} s |"
+        f"| {row['env_id']} | {row.get('library', row['algorithm'])} | {' '.join(map(number, row['returns']))} "
+        f"| {row['wall_seconds']} s |"
         for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"]))
     ]
     text = [
@@ -238,12 +288,13 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for name, axes in zip(names, grid.flat, strict=False):
-        for i, algorithm in enumerate((OURS, BASELINE)):
+        for i, algorithm in enumerate((OURS, BASELINE, SAC)):
             for row in (row for row in rows if (row["task"], row["algorithm"]) == (name, algorithm)):
                 curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
                 figures.draw_curve(axes, algorithm, curve, figures.style(i), band_alpha=0.25)
                 axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
-        axes.axhline(TASKS[name].goal, color=figures.FAINT, linewidth=0.9, linestyle=":", zorder=1)
+        if (goal := TASKS[name].goal) is not None:
+            axes.axhline(goal, color=figures.FAINT, linewidth=0.9, linestyle=":", zorder=1)
         heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
         margin = 0.1 * np.ptp(heights)
         axes.set_ylim(heights.min() - margin, heights.max() + margin)  # of the lines: a band may be far wider
@@ -251,8 +302,12 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("environment steps per member (dotted: the goal)", fontsize=9, color=figures.INK)
     figure.supylabel("greedy return (IQM of seeds, 95 % interval)", fontsize=9, color=figures.INK)
-    handles, labels = grid.flat[0].get_legend_handles_labels()
-    figure.legend(handles, [label.split("  ")[0] for label in labels], loc="outside upper left", ncols=2, frameon=False)
+    labelled = {
+        label.split("  ")[0]: handle
+        for axes in grid.flat
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labelled.values(), labelled.keys(), loc="outside upper left", ncols=3, frameon=False)
     figure.savefig(path)
 
 

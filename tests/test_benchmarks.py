@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import against_peers
+from agent.config_loader import load_config
+from benchmarks import against_peers, suite
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.suite import TASKS, BanditModel
 
@@ -33,7 +34,6 @@ def test_throughput_prints_one_object_a_population() -> None:
 
 def test_throughput_counts_the_operations_of_matrix_products() -> None:
     """One hidden layer of 8 on CartPole: 4x8 and 8x2, 48 multiplications a row; batch 8, two critics."""
-    from agent.config_loader import load_config
     from benchmarks.throughput import make_loop, operations
 
     config = load_config(None, ["env.id=CartPole-v1", "hidden_sizes=[8]", "batch_size=8"])
@@ -123,13 +123,35 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     assert (out / "suite.png").stat().st_size > 10_000
 
 
+def test_sac_is_compared_after_as_many_steps_as_it_had() -> None:
+    ours = {"env_steps": 300, "returns": [9.0], "curve_env_steps": [100, 200, 300], "curve_returns": [[1.0, 2.0, 9.0]]}
+    sac = {"env_steps": 200, "returns": [3.0]}
+    assert suite.beside_sac(ours, sac) == "at 200: SAC's 3.00 (1 seed), here 2.00, missed"
+    assert suite.beside_sac(ours, sac | {"env_steps": 300}) == "SAC's 3.00 (1 seed), met"
+    assert suite.beside_sac(ours, None) == "SAC's, not run"
+
+
+def test_a_row_of_sac_holds_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peer(venv: Path, script: str, arguments: list[str]) -> dict:
+        library, env_id, seed, steps, episodes = arguments
+        assert (venv, script, library, env_id, episodes) == (Path("v"), "sac_on_box.py", "sbx", "Ant-v5", "10")
+        return {"curve": [[int(steps) // 2, 1.0], [int(steps), 10.0 + int(seed)]], "seconds": 2.0, "version": "sbx 1"}
+
+    monkeypatch.setattr(suite, "from_peer", peer)
+    config = load_config("configs/ant_bins.yaml", ["seeds=2", "seed=3", "total_env_steps=400"])
+    row = suite.sac_row("ant_bins", config, "v", "sbx")
+    assert row["returns"] == [13.0, 14.0] and row["curve_returns"] == [[1.0, 13.0], [1.0, 14.0]]
+    assert row["curve_env_steps"] == [200, 400] == [200, row["env_steps"]] and row["wall_seconds"] == 4
+
+
 def test_a_bandits_value_is_that_of_its_tables() -> None:
     model = BanditModel("configs/chain_bandit_1e8.yaml")
     first = np.zeros((len(model.obs), 8), dtype=np.int64)  # the first choice of every factor in every context
     bandit = model.bandit
     expected = bandit.unary[:, :, 0].sum(1) + bandit.pairwise[:, :, 0, 0].sum(1)
     assert model.value_of(first) == pytest.approx(expected.mean().item())
-    assert bandit.random_value() < TASKS["chain_bandit_1e8"].goal < model.optimum()
+    goal = TASKS["chain_bandit_1e8"].goal
+    assert goal is not None and bandit.random_value() < goal < model.optimum()
 
 
 def test_half_cheetah_writes_a_row_for_each_run(tmp_path: Path) -> None:
