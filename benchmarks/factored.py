@@ -140,8 +140,14 @@ def ppo(task: str, args: argparse.Namespace) -> Curve:
     return share(task, Curve(np.array(measured["env_steps"]), np.array(measured["returns"])))
 
 
+def check_venv(venv: Path) -> None:
+    if not (venv / "bin" / "python").exists():
+        raise UserError(f"{venv}: no virtual environment there; against_peers.py --venv {venv} --install makes one")
+
+
 def from_peer(venv: Path, script: str, arguments: list[str]) -> dict[str, Any]:
     """What a script of peers/ prints; kept under runs/, so that it is measured once."""
+    check_venv(venv)
     digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
     path = Path("runs") / f"{Path(script).stem}-{digest}.json"
     if not path.exists():
@@ -150,7 +156,7 @@ def from_peer(venv: Path, script: str, arguments: list[str]) -> dict[str, Any]:
             command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, stdout=subprocess.PIPE, text=True
         )
         if found.returncode:
-            raise UserError(f"--ppo {venv}: the peer failed, see above; against_peers.py --install makes its venv")
+            raise UserError(f"{venv}: {script} failed, see above; against_peers.py --install makes the environment")
         path.parent.mkdir(exist_ok=True)
         path.write_text(found.stdout)
     return json.loads(path.read_text())

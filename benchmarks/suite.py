@@ -3,7 +3,8 @@
     python benchmarks/suite.py                                   # every task: hours on one core
     python benchmarks/suite.py --tasks cartpole acrobot
     python benchmarks/suite.py --tasks lunar_lander --seeds 5 --algorithms gumbel_actor_critic
-    python benchmarks/suite.py --tasks ant_bins --sac ../peers stable_baselines3     # SAC beside it, from that venv
+    python benchmarks/suite.py --tasks ant_bins --sac ../peers stable_baselines3   # SAC too, from that environment
+    python benchmarks/suite.py --tasks ant_bins --algorithms --sac ../peers sbx --set total_env_steps=100000   # alone
     python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
 
 All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command goes on. Runs
@@ -36,25 +37,27 @@ from agent.analysis.statistics import (
     stratified_bootstrap,
 )
 from agent.analysis.tables import number
-from agent.config import Config
+from agent.config import Config, nearest
 from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
-from benchmarks.factored import from_peer
+from benchmarks.factored import check_venv, from_peer
 from benchmarks.rows import Row, add_rows, commands, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
+from envs import UserError
 from envs.chain_bandit import ChainBandit
 
 CONFIGS = HERE.parent / "configs"
 OURS, BASELINE, SAC = "gumbel_actor_critic", "reinforce", "sac"
+SAC_LIBRARIES = ("stable_baselines3", "sbx")
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
 
 
 HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum is
 given. IQM over seeds [95 % bootstrap interval]; P(better): how likely a seed of the actor-critic ends above one of
 REINFORCE at the same budget. SAC takes continuous actions on the same environments, with its library's defaults; where
-it ran for fewer steps, both are compared after those, over 10 episodes a seed. Curves: `suite.png`. Wall times include
+it ran for fewer steps, ours is that of the last evaluation until then. Curves: `suite.png`. Wall times include
 evaluations, and waiting for whatever else the machine did. Each row is `python train.py configs/<task>.yaml seeds=N
 compile=true`."""
 
@@ -125,14 +128,17 @@ def parse() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> None:
+    if args.sac:
+        check_sac(args.sac[1], Path(args.sac[0]), args.tasks)
     configs = {
         (task, algorithm): config_of(task, algorithm, args) for task in args.tasks for algorithm in args.algorithms
     }
     plan.train_missing(list(configs.values()), train, print)
     new = [row(task, algorithm, config) for (task, algorithm), config in configs.items()]
-    if args.sac:
-        new += [sac_row(task, config_of(task, OURS, args), *args.sac) for task in args.tasks]
     rows = add_rows(args.out / "suite.json", new, ("task", "algorithm")) if new else read_rows(args.out / "suite.json")
+    for task in args.tasks if args.sac else ():
+        new = [sac_row(task, config_of(task, OURS, args), Path(args.sac[0]), args.sac[1])]
+        rows = add_rows(args.out / "suite.json", new, ("task", "algorithm"))
     table = results_table(rows)
     (args.out / "suite.md").write_text(details(table, rows))
     into_readme(args.readme, table)
@@ -162,13 +168,22 @@ def row(task: str, algorithm: str, config: Config) -> Row:
     }
 
 
-def sac_row(task: str, config: Config, venv: str, library: str) -> Row:
+def check_sac(library: str, venv: Path, tasks: Sequence[str]) -> None:
+    """Before anything is trained."""
+    check_venv(venv)
+    if library not in SAC_LIBRARIES:
+        raise UserError(f"--sac: no library '{library}'{nearest(library, SAC_LIBRARIES)}; {' or '.join(SAC_LIBRARIES)}")
+    with_bins = [task for task in TASKS if load_config(str(CONFIGS / f"{task}.yaml"), []).env.action_bins]
+    if without := [task for task in tasks if task not in with_bins]:
+        raise UserError(f"--sac: {', '.join(without)}: no continuous actions; give --tasks of {', '.join(with_bins)}")
+
+
+def sac_row(task: str, config: Config, venv: Path, library: str) -> Row:
     """Of as many seeds and steps as the config has."""
-    env_id, steps, episodes = config.env.id, str(config.total_env_steps), str(config.evaluation.episodes)
-    runs = [
-        from_peer(Path(venv), "sac_on_box.py", [library, env_id, str(config.seed + i), steps, episodes])
-        for i in range(config.seeds)
-    ]
+    env_id, evaluation = config.env.id, config.evaluation
+    numbers = [str(n) for n in (config.total_env_steps, evaluation.episodes, evaluation.final_episodes)]
+    seeds = [str(config.seed + i) for i in range(config.seeds)]
+    runs = [from_peer(venv, "sac_on_box.py", [library, env_id, seed, *numbers]) for seed in seeds]
     env_steps, returns = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
     return {
         "task": task,
@@ -176,7 +191,7 @@ def sac_row(task: str, config: Config, venv: str, library: str) -> Row:
         "library": runs[0]["version"],
         "env_id": env_id,
         "env_steps": config.total_env_steps,
-        "returns": returns[:, -1].tolist(),
+        "returns": [run["final"] for run in runs],
         "curve_env_steps": env_steps[0].tolist(),
         "curve_returns": returns.tolist(),
         "wall_seconds": round(sum(run["seconds"] for run in runs)),
@@ -230,10 +245,11 @@ def beside_sac(ours: Row, sac: Row | None) -> str:
         return "SAC's, not run"
     theirs, seeds = float(iqm(np.array(sac["returns"]))), len(sac["returns"])
     returns, text = ours["returns"], f"SAC's {number(theirs)} ({seeds} seed{'s' * (seeds > 1)})"
-    if sac["env_steps"] < ours["env_steps"]:
-        at = np.abs(np.array(ours["curve_env_steps"]) - sac["env_steps"]).argmin()
+    if sac["env_steps"] != ours["env_steps"]:
+        at = max(0, int(np.searchsorted(ours["curve_env_steps"], sac["env_steps"], side="right")) - 1)
         returns = [curve[at] for curve in ours["curve_returns"]]
-        text = f"at {sac['env_steps']:,}: {text}, here {number(float(iqm(np.array(returns))))}"
+        here = number(float(iqm(np.array(returns))))
+        text += f" at {sac['env_steps']:,}, here {here} at {ours['curve_env_steps'][at]:,}"
     return f"{text}, {'met' if iqm(np.array(returns)) >= theirs else 'missed'}"
 
 
@@ -255,11 +271,10 @@ def against(returns: np.ndarray, baseline: Row | None) -> tuple[str, str]:
 def details(table: str, rows: Sequence[Row]) -> str:
     """suite.md: the table, every seed, and what made it."""
     seeds = ["| environment | algorithm | seed by seed | wall time |", "|---|---|---|---|"]
-    seeds += [
-        f"| {row['env_id']} | {row.get('library', row['algorithm'])} | {' '.join(map(number, row['returns']))} "
-        f"| {row['wall_seconds']} s |"
-        for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"]))
-    ]
+    for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"])):
+        made_by = f"{row['algorithm']} ({row['library']})" if "library" in row else row["algorithm"]
+        returns = " ".join(map(number, row["returns"]))
+        seeds.append(f"| {row['env_id']} | {made_by} | {returns} | {row['wall_seconds']} s |")
     text = [
         f"# Results\n\n{HOW_MEASURED}\n",
         table.replace("](configs", "](../../configs"),

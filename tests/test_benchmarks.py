@@ -125,23 +125,54 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
 
 def test_sac_is_compared_after_as_many_steps_as_it_had() -> None:
     ours = {"env_steps": 300, "returns": [9.0], "curve_env_steps": [100, 200, 300], "curve_returns": [[1.0, 2.0, 9.0]]}
-    sac = {"env_steps": 200, "returns": [3.0]}
-    assert suite.beside_sac(ours, sac) == "at 200: SAC's 3.00 (1 seed), here 2.00, missed"
-    assert suite.beside_sac(ours, sac | {"env_steps": 300}) == "SAC's 3.00 (1 seed), met"
+    sac = {"env_steps": 290, "returns": [3.0, 3.0]}
+    assert suite.beside_sac(ours, sac) == "SAC's 3.00 (2 seeds) at 290, here 2.00 at 200, missed"
+    assert suite.beside_sac(ours, sac | {"env_steps": 50}) == "SAC's 3.00 (2 seeds) at 50, here 1.00 at 100, missed"
+    assert suite.beside_sac(ours, {"env_steps": 300, "returns": [3.0]}) == "SAC's 3.00 (1 seed), met"
     assert suite.beside_sac(ours, None) == "SAC's, not run"
 
 
 def test_a_row_of_sac_holds_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def peer(venv: Path, script: str, arguments: list[str]) -> dict:
-        library, env_id, seed, steps, episodes = arguments
-        assert (venv, script, library, env_id, episodes) == (Path("v"), "sac_on_box.py", "sbx", "Ant-v5", "10")
-        return {"curve": [[int(steps) // 2, 1.0], [int(steps), 10.0 + int(seed)]], "seconds": 2.0, "version": "sbx 1"}
+        library, env_id, seed, steps, *episodes = arguments
+        assert (venv, script, library, env_id, episodes) == (Path("v"), "sac_on_box.py", "sbx", "Ant-v5", ["10", "100"])
+        curve, final = [[int(steps) // 2, 1.0], [int(steps), 10.0 + int(seed)]], 20.0 + int(seed)
+        return {"curve": curve, "final": final, "seconds": 2.0, "version": "sbx 1"}
 
     monkeypatch.setattr(suite, "from_peer", peer)
     config = load_config("configs/ant_bins.yaml", ["seeds=2", "seed=3", "total_env_steps=400"])
-    row = suite.sac_row("ant_bins", config, "v", "sbx")
-    assert row["returns"] == [13.0, 14.0] and row["curve_returns"] == [[1.0, 13.0], [1.0, 14.0]]
-    assert row["curve_env_steps"] == [200, 400] == [200, row["env_steps"]] and row["wall_seconds"] == 4
+    row = suite.sac_row("ant_bins", config, Path("v"), "sbx")
+    assert row["returns"] == [23.0, 24.0] and row["curve_returns"] == [[1.0, 13.0], [1.0, 14.0]]
+    assert row["curve_env_steps"] == [200, 400]
+    assert row["env_steps"] == 400 and row["wall_seconds"] == 4
+
+
+def test_tables_and_figure_show_sac_beside_its_tasks(tmp_path: Path) -> None:
+    origin = {"date": "today", "command": "python x", "versions": "y"}
+    curve = {"curve_env_steps": [150, 300], "curve_returns": [[1.0, 2.0]], "wall_seconds": 1, **origin}
+    ant = {"task": "ant_bins", "env_id": "Ant-v5", "env_steps": 300, **curve}
+    rows = [ant | {"algorithm": "gumbel_actor_critic", "returns": [2.0]}]
+    assert "| 2.00 | SAC's, not run | not run |" in suite.results_table(rows)
+    rows.append(ant | {"algorithm": "sac", "library": "sbx 1", "returns": [4.0]})
+    table = suite.results_table(rows)
+    assert "| 2.00 | SAC's 4.00 (1 seed), missed | not run |" in table
+    assert "| Ant-v5 | sac (sbx 1) | 4.00 | 1 s |" in suite.details(table, rows)
+    suite.draw(rows, tmp_path / "suite.png")
+    assert (tmp_path / "suite.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "sbx"], "nowhere: no virtual environment there"),
+        (["VENV", "stable-baselines3"], "no library 'stable-baselines3'; did you mean 'stable_baselines3'?"),
+        (["VENV", "sbx"], "--sac: cartpole: no continuous actions; give --tasks of bipedal_walker_bins, "),
+    ],
+)
+def test_mistakes_about_sac_are_told_before_anything_is_trained(arguments: list[str], message: str) -> None:
+    venv = [str(Path(sys.executable).parents[1]) if text == "VENV" else text for text in arguments]
+    result = run("benchmarks/suite.py", "--tasks", "cartpole", "ant_bins", "--sac", *venv)
+    assert result.returncode == 2 and message in result.stderr, result.stderr
 
 
 def test_a_bandits_value_is_that_of_its_tables() -> None:
