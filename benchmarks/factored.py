@@ -10,10 +10,7 @@ commands; each task's figure shows the runs of this one.
 """
 
 import argparse
-import hashlib
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -33,6 +30,7 @@ from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
+from benchmarks.peer_runs import from_peer
 from benchmarks.rows import add_rows, commands, learning_settings
 from envs import UserError
 from envs.chain_bandit import ChainBandit
@@ -138,28 +136,6 @@ def ppo(task: str, args: argparse.Namespace) -> Curve:
     arguments = [json.dumps(TASKS[task]), str(args.seeds), str(args.steps), str(args.steps // EVALUATIONS)]
     measured = from_peer(args.ppo, "ppo_on_bandit.py", arguments)
     return share(task, Curve(np.array(measured["env_steps"]), np.array(measured["returns"])))
-
-
-def check_venv(venv: Path) -> None:
-    if not (venv / "bin" / "python").exists():
-        raise UserError(f"{venv}: no virtual environment there; against_peers.py --venv {venv} --install makes one")
-
-
-def from_peer(venv: Path, script: str, arguments: list[str]) -> dict[str, Any]:
-    """What a script of peers/ prints; kept under runs/, so that it is measured once."""
-    check_venv(venv)
-    digest = hashlib.sha256(" ".join(arguments).encode()).hexdigest()[:8]
-    path = Path("runs") / f"{Path(script).stem}-{digest}.json"
-    if not path.exists():
-        command = [str(venv / "bin" / "python"), str(HERE / "peers" / script), *arguments]
-        found = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": str(HERE.parent)}, stdout=subprocess.PIPE, text=True
-        )
-        if found.returncode:
-            raise UserError(f"{venv}: {script} failed, see above; against_peers.py --install makes the environment")
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(found.stdout)
-    return json.loads(path.read_text())
 
 
 def share(task: str, curve: Curve) -> Curve:

@@ -25,7 +25,8 @@ from agent.analysis.statistics import iqm, stratified_bootstrap
 from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.training.trainer import train
-from benchmarks.factored import RUNS, from_peer, settings_of
+from benchmarks.factored import RUNS, settings_of
+from benchmarks.peer_runs import from_peer
 from benchmarks.rows import Row, add_rows, commands, learning_settings
 
 CONFIG = HERE.parent / "configs" / "half_cheetah_bins.yaml"

@@ -42,7 +42,7 @@ from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.training.trainer import train
-from benchmarks.factored import check_venv, from_peer
+from benchmarks.peer_runs import check_venv, from_peer
 from benchmarks.rows import Row, add_rows, commands, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs import UserError
@@ -224,19 +224,18 @@ def results_table(rows: Sequence[Row]) -> str:
             str(len(returns)),
             with_interval(returns) + best,
             number(returns.min()),
-            with_verdict(task, returns) if task.goal is not None else beside_sac(of[OURS], of.get(SAC)),
+            beside_sac(of[OURS], of.get(SAC)) if task.goal is None else verdict(task.goal, task.worst_goal, returns),
             *against(returns, of.get(BASELINE)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def with_verdict(task: Task, returns: np.ndarray) -> str:
+def verdict(goal: float, worst_goal: float, returns: np.ndarray) -> str:
     """The goals, and whether they are met."""
-    assert task.goal is not None
-    worst = f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else ""
-    is_met = iqm(returns) >= task.goal and returns.min() >= task.worst_goal
-    return f"{number(task.goal)}{worst}, {'met' if is_met else 'missed'}"
+    worst = f" ({number(worst_goal)})" if math.isfinite(worst_goal) else ""
+    is_met = iqm(returns) >= goal and returns.min() >= worst_goal
+    return f"{number(goal)}{worst}, {'met' if is_met else 'missed'}"
 
 
 def beside_sac(ours: Row, sac: Row | None) -> str:

@@ -1,6 +1,7 @@
 """The benchmarks' own sums and tables, and that each of them runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import pytest
 
 from agent.config_loader import load_config
 from benchmarks import against_peers, suite
+from benchmarks.peer_runs import from_peer
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.suite import TASKS, BanditModel
+from envs import UserError
 
 ROOT = Path(__file__).parents[1]
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
@@ -162,17 +165,39 @@ def test_tables_and_figure_show_sac_beside_its_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("venv", "library", "message"),
     [
-        (["nowhere", "sbx"], "nowhere: no virtual environment there"),
-        (["VENV", "stable-baselines3"], "no library 'stable-baselines3'; did you mean 'stable_baselines3'?"),
-        (["VENV", "sbx"], "--sac: cartpole: no continuous actions; give --tasks of bipedal_walker_bins, "),
+        ("nowhere", "sbx", "nowhere: no virtual environment there"),
+        (sys.prefix, "stable-baselines3", "no library 'stable-baselines3'; did you mean 'stable_baselines3'?"),
+        (sys.prefix, "sbx", "--sac: cartpole: no continuous actions; give --tasks of bipedal_walker_bins, "),
     ],
 )
-def test_mistakes_about_sac_are_told_before_anything_is_trained(arguments: list[str], message: str) -> None:
-    venv = [str(Path(sys.executable).parents[1]) if text == "VENV" else text for text in arguments]
-    result = run("benchmarks/suite.py", "--tasks", "cartpole", "ant_bins", "--sac", *venv)
-    assert result.returncode == 2 and message in result.stderr, result.stderr
+def test_mistakes_about_sac_are_told_before_anything_is_trained(
+    venv: str, library: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(suite.plan, "train_missing", lambda *arguments: trained.append(arguments))
+    options = ["--tasks", "cartpole", "ant_bins", "--sac", venv, library, "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["suite.py", *options])
+    with pytest.raises(UserError, match=re.escape(message)):
+        suite.measure(suite.parse())
+    assert not trained
+
+
+def test_a_peer_is_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Then its environment may be gone; one that fails leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+    interpreter = tmp_path / "venv" / "bin" / "python"
+    interpreter.parent.mkdir(parents=True)
+    interpreter.write_text("#!/bin/sh\necho '{\"seed\": '$2'}'\ntest $2 = 0")
+    interpreter.chmod(0o755)
+    assert from_peer(tmp_path / "venv", "x.py", ["0"]) == {"seed": 0}
+    with pytest.raises(UserError, match=r"x\.py failed, see above"):
+        from_peer(tmp_path / "venv", "x.py", ["1"])
+    interpreter.unlink()
+    assert from_peer(tmp_path / "venv", "x.py", ["0"]) == {"seed": 0}
+    with pytest.raises(UserError, match="no virtual environment there"):
+        from_peer(tmp_path / "venv", "x.py", ["1"])
 
 
 def test_a_bandits_value_is_that_of_its_tables() -> None:
