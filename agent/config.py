@@ -291,6 +291,13 @@ class Config(Section):
         description="probability rho of keeping the Gumbel noise for one more step",
         json_schema_extra=PER_MEMBER,
     )
+    noise_persistence_max: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="rho of the last environment of a member, noise_persistence being that of the first; between "
+        "them 1 / (1 - rho) grows geometrically; null: all have noise_persistence",
+    )
     estimator: EstimatorConfig = EstimatorConfig()
     tau: TauConfig = TauConfig()
     alpha: AlphaConfig = AlphaConfig()
@@ -317,6 +324,21 @@ class Config(Section):
                 )
             if not values:
                 raise ValueError(f"sweep of '{key}' has no values")
+        return self
+
+    @model_validator(mode="after")
+    def a_range_of_persistences_needs_environments(self) -> "Config":
+        if (highest := self.noise_persistence_max) is None:
+            return self
+        if self.env.num_envs < 2:
+            raise ValueError(
+                f"noise_persistence_max: got {highest:g}, but a member has env.num_envs={self.env.num_envs}; a range "
+                "needs 2 or more"
+            )
+        if highest < self.noise_persistence:
+            raise ValueError(
+                f"noise_persistence_max: got {highest:g}, which is below noise_persistence={self.noise_persistence:g}"
+            )
         return self
 
     @model_validator(mode="after")

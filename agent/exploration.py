@@ -1,5 +1,7 @@
 """Persistent Gumbel noise: exploration that is correlated in time while every action still follows the policy."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Generator, Tensor
@@ -15,9 +17,9 @@ class PersistentGumbelNoise:
     """
 
     def __init__(
-        self, shape: tuple[int, int, int, int], rho: Float[Tensor, " P"], generator: Generator | None = None
+        self, shape: tuple[int, int, int, int], rho: Float[Tensor, "P _"], generator: Generator | None = None
     ) -> None:
-        self.rho = rho.view(-1, 1, 1, 1)
+        self.rho = rho.view(*rho.shape, 1, 1)
         self.generator = generator
         self.shape = shape
         self.noise: Float[Tensor, "P E K N"] = self.fresh(self.draw())
@@ -37,3 +39,16 @@ class PersistentGumbelNoise:
         noise = torch.where(keeps, self.noise, self.fresh(draw))
         self.noise.copy_(noise)
         return noise
+
+
+def ladder(lowest: Sequence[float], highest: float | None, num_envs: int) -> Float[Tensor, "P _"]:
+    """Each member's rho, from its lowest in its first environment to `highest` in the last; None: the lowest in all.
+
+    The mean times for which noise is held, 1 / (1 - rho), are a geometric series, as the epsilons of Ape-X are (Horgan
+    et al. 2018, section 4.1).
+    """
+    first = torch.tensor(lowest).unsqueeze(-1)
+    if highest is None:
+        return first
+    part = torch.linspace(0, 1, num_envs)
+    return 1 - (1 - first) ** (1 - part) * (1 - highest) ** part

@@ -17,7 +17,7 @@ from agent.action_space import ActionSpace
 from agent.config import Config, ConfigError, EstimatorConfig
 from agent.critics import Critics, ReducedQ, make_critics, reduction
 from agent.estimators import Estimator, gumbel_of, hard_sample, make_estimator
-from agent.exploration import PersistentGumbelNoise
+from agent.exploration import PersistentGumbelNoise, ladder
 from agent.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.networks import Actor, all_finite, member_generators
 from agent.normalizer import ObservationNormalizer
@@ -116,7 +116,8 @@ class GumbelActorCritic:
             device=device,
         )
         shape = (self.num_members, num_envs, actions.num_factors, actions.width)
-        self.exploration = PersistentGumbelNoise(shape, per_member("noise_persistence"), generator)
+        rho = ladder(config.per_member("noise_persistence"), config.noise_persistence_max, num_envs)
+        self.exploration = PersistentGumbelNoise(shape, rho.to(device), generator)
         self.learns_from = config.learning_starts // num_envs * num_envs  # environment steps of a member
 
     def is_warming_up(self, env_steps: int) -> bool:

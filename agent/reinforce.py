@@ -72,7 +72,7 @@ class Reinforce:
         self.unused = torch.zeros(shape, dtype=torch.bool, device=device)
         self.exploration = PersistentGumbelNoise(
             (self.num_members, num_envs, actions.num_factors, actions.width),
-            torch.zeros(self.num_members, device=device),
+            torch.zeros((self.num_members, 1), device=device),
             generator,
         )
         self.num_steps = torch.zeros((), dtype=torch.int64)  # of each environment

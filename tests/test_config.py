@@ -68,6 +68,7 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("env.kwargs={a: [{b: 2024-01-05}]}", "is a date, which the files of a run cannot hold"),
         ("alpha.start=1e-4", "start: got 0.0001, must lie between min=0.001 and max=10"),
         ("sweep={alpha.start: [1, 20]}", "sweep: start: got 20, must lie between"),
+        ("noise_persistence_max=0.9", "noise_persistence_max: got 0.9, but a member has env.num_envs=1"),
     ],
 )
 def test_error_says_where_what_and_what_is_allowed(override: str, message: str) -> None:
@@ -75,6 +76,12 @@ def test_error_says_where_what_and_what_is_allowed(override: str, message: str) 
     with pytest.raises(ConfigError) as error:
         load_config(None, overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("settings", [["noise_persistence=0.95"], ["sweep={noise_persistence: [0.5, 0.95]}"]])
+def test_longest_persistence_is_not_below_the_shortest(settings: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"noise_persistence_max: got 0\.9, which is below noise_persistence=0\.95"):
+        load_config(None, [*CARTPOLE, "env.num_envs=2", "noise_persistence_max=0.9", *settings])
 
 
 def test_error_names_the_file(tmp_path: Path) -> None:

@@ -215,6 +215,18 @@ def test_first_actions_are_uniform_whatever_the_policy() -> None:
         assert len(frequency) == n and ((frequency - 1 / n).abs() < 5 * (1 / n / 3000) ** 0.5).all()
 
 
+def test_each_environment_keeps_its_noise_with_a_rho_of_its_own() -> None:
+    """In 1,000 steps 0, 800 and 960 times; five standard errors: false alarm < 1e-5."""
+    agent = make_agent("env.num_envs=3", "noise_persistence=0", "noise_persistence_max=0.96")
+    kept = torch.zeros(3)
+    for _ in range(1000):
+        before = agent.exploration.noise.clone()
+        agent.explore(torch.zeros(1, 3, 4), agent.draw_exploration(), uniform=False)
+        kept += (agent.exploration.noise == before)[0, :, 0].all(-1)
+    rho = torch.tensor([0, 0.8, 0.96])
+    assert ((kept / 1000 - rho).abs() <= 5 * (rho * (1 - rho) / 1000).sqrt()).all()
+
+
 def learn_probe(
     name: str, *overrides: str, truncation_ends_the_task: bool = False, steps: int = 600
 ) -> GumbelActorCritic:

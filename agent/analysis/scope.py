@@ -17,6 +17,7 @@ ONE_ALGORITHM_ONLY = {
         "target_update_rate",
         "policy_average_rate",
         "noise_persistence",
+        "noise_persistence_max",
         "estimator.",
         "tau.",
         "alpha.",
