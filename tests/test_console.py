@@ -55,7 +55,7 @@ def test_off_a_terminal_a_log_line_is_one_plain_line() -> None:
         learning = {"speed": 1829.6, "tau": 0.9312, "alpha": 0.0812, "entropy": 0.612}
         console.update(2000, [row(train=value, **learning) for value in (41.0, 50.7, 80.2)])
     assert screen.getvalue() == (
-        "env_steps 2000/20000 | return 57.3 (min 41.0, max 80.2) | tau 0.93 | alpha 0.081 | entropy 0.61"
+        "env_steps 2000/20000 | return 57.3 (min 41.0, max 80.2) | tau 0.93 | alpha 0.0812 | entropy 0.61"
         " | 1830 steps/s | eta 0:01:12\n"
     )
 
@@ -172,7 +172,7 @@ def test_final_table_has_returns_places_and_commands(settings: dict, terminal: b
     ("value", "text"),
     [
         (123456.7, "123457"), (1829.6, "1830"), (120.14, "120.1"), (57.349, "57.3"), (9.534, "9.53"), (-0.5, "-0.50"),
-        (0.0812, "0.081"), (0.0001, "0.0001"), (3.14e-7, "3.1e-07"), (0.0, "0"), (-0.0, "0"),
+        (0.08123, "0.0812"), (0.0001, "0.0001"), (3.14e-7, "3.14e-07"), (0.0, "0"), (-0.0, "0"),
         (float("nan"), "nan"), (float("-inf"), "-inf"),
     ],
 )  # fmt: skip

@@ -150,4 +150,4 @@ def number(value: float) -> str:
         return f"{value:.0f}"
     if size >= 10:
         return f"{value:.1f}"
-    return f"{value:.2f}" if size >= 0.1 else f"{value + 0.0:.2g}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value + 0.0:.3g}"
