@@ -112,7 +112,7 @@ def test_rows_of_new_commands_stand_beside_old_ones(tmp_path: Path) -> None:
 def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    short = ["total_env_steps=400", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
+    short = ["total_env_steps=416", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
     tasks = ["--tasks", "blackjack", "chain_bandit_1e8", "--seeds", "2"]
     command = [str(ROOT / "benchmarks" / "suite.py"), *tasks, "--set", *short]
     subprocess.run(
@@ -120,8 +120,8 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     )
     table, text = (out / "suite.md").read_text(), readme.read_text()
     assert text.startswith(f"before\n{MARKS[0]}\n|") and text.endswith(f"|\n{MARKS[1]}\nafter\n")
-    assert "| [Blackjack-v1](configs/blackjack.yaml) | 400 | 2 | " in text and "optimum -0.043" in text
-    assert "](configs/chain_bandit_1e8.yaml) | 400 | 2 | " in text and "optimum 5.17" in text
+    assert "| [Blackjack-v1](configs/blackjack.yaml) | 416 | 2 | " in text and "optimum -0.043" in text
+    assert "](configs/chain_bandit_1e8.yaml) | 416 | 2 | " in text and "optimum 5.17" in text
     assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | -" in table
     assert (out / "suite.png").stat().st_size > 10_000
 
