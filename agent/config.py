@@ -333,7 +333,7 @@ class Config(Section):
         if self.env.num_envs < 2:
             raise ValueError(
                 f"noise_persistence_max: got {highest:g}, but a member has env.num_envs={self.env.num_envs}; a range "
-                "needs 2 or more"
+                "needs 2 or more, null leaves it out"
             )
         if highest < self.noise_persistence:
             raise ValueError(

@@ -45,7 +45,7 @@ def ladder(lowest: Sequence[float], highest: float | None, num_envs: int) -> Flo
     """Each member's rho, from its lowest in its first environment to `highest` in the last; None: the lowest in all.
 
     The mean times for which noise is held, 1 / (1 - rho), are a geometric series, as the epsilons of Ape-X are (Horgan
-    et al. 2018, section 4.1).
+    et al. 2018).
     """
     first = torch.tensor(lowest).unsqueeze(-1)
     if highest is None:
