@@ -16,7 +16,7 @@ import agent.training.loop as loop_module
 import train
 from agent.config import ConfigError, EstimatorConfig
 from agent.config_loader import load_config
-from agent.training.acceleration import COMPILATION_PAYS_FROM, pays_to_compile
+from agent.training.acceleration import COMPILATION_PAYS_FROM, EAGER_CALLS, CudaGraphs, pays_to_compile
 from agent.training.setup import select_device
 
 ESTIMATORS = get_args(EstimatorConfig.model_fields["name"].annotation)
@@ -51,6 +51,30 @@ def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(kind: list[str]
     assert captured.graphs is not None and captured.graphs.graphs
     for name, tensor in state(plain).items():
         assert torch.equal(state(captured)[name], tensor), name
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_replays_draw_what_plain_calls_do_on_a_device_that_lags_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Capturing resets the offset of random numbers on a stream of its own: after the first replay had set it, once."""
+    short, long = 100_000_000, 400_000_000  # cycles: 50 and 200 ms
+    generator = torch.Generator("cuda").manual_seed(0)
+    graphs, drawn = CudaGraphs([generator]), torch.zeros(4, device="cuda")
+    empty_cache = torch.cuda.empty_cache
+
+    def empty_cache_and_lag() -> None:  # the last thing that a capture does before that reset
+        empty_cache()
+        with torch.cuda.stream(graphs.stream):
+            torch.cuda._sleep(short)
+
+    def draw() -> None:
+        torch.cuda._sleep(long)  # the reset would come now
+        drawn.copy_(torch.rand(4, generator=generator, device="cuda"))
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache_and_lag)
+    plain = torch.Generator("cuda").manual_seed(0)
+    for _ in range(EAGER_CALLS + 3):
+        graphs(draw)
+        assert torch.equal(drawn, torch.rand(4, generator=plain, device="cuda"))
 
 
 @pytest.mark.parametrize("wanted", ["null", "true"])

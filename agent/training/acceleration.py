@@ -62,5 +62,7 @@ class CudaGraphs:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph, stream=self.stream):  # records, does not run
                 function(*args)
+            # But it resets, on that stream, the offset of random numbers, which the replay sets: that must come later.
+            torch.cuda.current_stream().wait_stream(self.stream)
             self.graphs[key] = graph
         self.graphs[key].replay()
