@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -55,26 +55,28 @@ def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(kind: list[str]
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_replays_draw_what_plain_calls_do_on_a_device_that_lags_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Capturing resets the offset of random numbers on a stream of its own: after the first replay had set it, once."""
-    short, long = 100_000_000, 400_000_000  # cycles: 50 and 200 ms
+    """Up to PyTorch 2.12 a capture zeroes the offset of random numbers, which once came after a replay had set it."""
+    lag, until_it_is_over = 400_000_000, 800_000_000  # cycles: 0.2 and 0.4 s
     generator = torch.Generator("cuda").manual_seed(0)
     graphs, drawn = CudaGraphs([generator]), torch.zeros(4, device="cuda")
-    empty_cache = torch.cuda.empty_cache
+    torch.zeros(1, dtype=torch.int64, device="cuda").fill_(1)  # loads the kernel: loading would wait for the lag
+    capture_begin, lags = torch.cuda.CUDAGraph.capture_begin, []
 
-    def empty_cache_and_lag() -> None:  # the last thing that a capture does before that reset
-        empty_cache()
-        with torch.cuda.stream(graphs.stream):
-            torch.cuda._sleep(short)
+    def lag_and_begin(graph: torch.cuda.CUDAGraph, *args: Any, **kwargs: Any) -> None:
+        torch.cuda._sleep(lag)
+        lags.append(graph)
+        capture_begin(graph, *args, **kwargs)
 
     def draw() -> None:
-        torch.cuda._sleep(long)  # the reset would come now
+        torch.cuda._sleep(until_it_is_over)
         drawn.copy_(torch.rand(4, generator=generator, device="cuda"))
 
-    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache_and_lag)
+    monkeypatch.setattr(torch.cuda.CUDAGraph, "capture_begin", lag_and_begin)
     plain = torch.Generator("cuda").manual_seed(0)
     for _ in range(EAGER_CALLS + 3):
         graphs(draw)
         assert torch.equal(drawn, torch.rand(4, generator=plain, device="cuda"))
+    assert len(lags) == 1
 
 
 @pytest.mark.parametrize("wanted", ["null", "true"])

@@ -404,8 +404,9 @@ def test_captured_graph_gives_the_eager_trajectory(env_id: str, cuda: str) -> No
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     graph.register_generator_state(captured.generator)
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=stream):
         outcome = captured.step(action)
+    torch.cuda.current_stream().wait_stream(stream)  # as in agent.training.acceleration
     captured.reset(0)
     for chosen in actions:
         action.copy_(chosen)

@@ -62,7 +62,8 @@ class CudaGraphs:
                 graph.register_generator_state(generator)
             with torch.cuda.graph(graph, stream=self.stream):  # records, does not run
                 function(*args)
-            # But it resets, on that stream, the offset of random numbers, which the replay sets: that must come later.
+            # Up to PyTorch 2.12 beginning a capture zeroes the generators' offset, by a kernel on its stream that the
+            # graph does not hold; a replay sets it on this one, which must come second.
             torch.cuda.current_stream().wait_stream(self.stream)
             self.graphs[key] = graph
         self.graphs[key].replay()
