@@ -33,7 +33,7 @@ from agent.training.trainer import train
 from benchmarks.peer_runs import from_peer
 from benchmarks.rows import add_rows, commands, learning_settings
 from envs import UserError
-from envs.chain_bandit import ChainBandit
+from envs.tensor.chain_bandit import ChainBandit
 
 CONFIG = HERE.parent / "configs" / "chain_bandit.yaml"
 TASKS: dict[str, dict[str, Any]] = {

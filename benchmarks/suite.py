@@ -46,7 +46,7 @@ from benchmarks.peer_runs import check_venv, from_peer
 from benchmarks.rows import Row, add_rows, commands, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs import UserError
-from envs.chain_bandit import ChainBandit
+from envs.tensor.chain_bandit import ChainBandit
 
 CONFIGS = HERE.parent / "configs"
 OURS, BASELINE, SAC = "gumbel_actor_critic", "reinforce", "sac"

@@ -2,13 +2,13 @@
 
 from envs.errors import UserError
 from envs.factory import VectorEnvironment, make
-from envs.functional import FunctionalEnv, TensorEnv
-from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 from envs.gymnasium_adapter import GymnasiumAdapter, Step
 from envs.masks import ACTION_MASK_KEY, MaskReader, Masks
-from envs.native import register_native
 from envs.probes import PROBES, register_probes
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
+from envs.tensor.functional import FunctionalEnv, TensorEnv
+from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
+from envs.tensor.registration import register_tensor_envs
 
 __all__ = [
     "ACTION_MASK_KEY",
@@ -31,4 +31,4 @@ __all__ = [
 ]
 
 register_probes()
-register_native()
+register_tensor_envs()

@@ -15,12 +15,12 @@ from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 
 from envs.errors import UserError
-from envs.functional import TensorEnv
-from envs.functional_gymnasium import FunctionalVectorEnv
 from envs.guard import Guard
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY
 from envs.registry import find_spec, newest_version
+from envs.tensor.functional import TensorEnv
+from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 from envs.workers import kill_at_exit, surviving_worker
 
 VectorEnvironment = GymnasiumAdapter | TensorEnv  # the same interface
@@ -70,13 +70,13 @@ def make(
         raise UserError(f"env.num_envs must be at least 1; got {num_envs}")
     with _without_noise():
         spec, kwargs = find_spec(env_id), dict(kwargs or {})
-        native = _is_native(spec, num_envs, kwargs, vectorization_mode, render_mode)
-        _check_kwargs(spec, kwargs, native)
+        vector_class = _uses_vector_class(spec, num_envs, kwargs, vectorization_mode, render_mode)
+        _check_kwargs(spec, kwargs, vector_class)
         if render_mode is not None:
             _check_render_mode(spec, render_mode)
             kwargs["render_mode"] = render_mode
         guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
-        vector_env = _construct(spec, num_envs, kwargs, native, vectorization_mode, guard)
+        vector_env = _construct(spec, num_envs, kwargs, vector_class, vectorization_mode, guard)
     try:
         if on_error == "restart":
             _check_can_restart(vector_env, spec)
@@ -88,7 +88,9 @@ def make(
         raise
 
 
-def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None) -> bool:
+def _uses_vector_class(
+    spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None
+) -> bool:
     """Whether to use the environment's own vector environment."""
     if mode not in MODES:
         raise UserError(f"env.vectorization_mode must be one of {', '.join(MODES)}; got {mode!r}")
@@ -101,13 +103,13 @@ def _is_native(spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: st
         return mode == "vector_entry_point"
     if str(spec.vector_entry_point).startswith("gymnasium.envs.classic_control") and num_envs < NUMPY_PAYS_FROM:
         return False
-    return exists and render_mode is None and not _unknown_kwargs(spec, {**spec.kwargs, **kwargs}, native=True)
+    return exists and render_mode is None and not _unknown_kwargs(spec, {**spec.kwargs, **kwargs}, vector_class=True)
 
 
 def _construct(
-    spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], native: bool, mode: str, guard: Callable[[Any], Guard]
+    spec: EnvSpec, num_envs: int, kwargs: dict[str, Any], vector_class: bool, mode: str, guard: Callable[[Any], Guard]
 ) -> VectorEnv:
-    if native:
+    if vector_class:
         arguments: dict[str, Any] = {"vectorization_mode": "vector_entry_point"}
     else:
         arguments = {
@@ -139,37 +141,37 @@ def _check_can_restart(vector_env: VectorEnv, spec: EnvSpec) -> None:
         raise UserError(f"env.on_error=restart: {spec.id} has a vector environment of its own, all in one{instead}")
 
 
-def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], native: bool) -> None:
+def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], vector_class: bool) -> None:
     own = [name for name in kwargs if name in OWN_SETTINGS]
     if own:
         raise UserError(f"env.kwargs must not contain {', '.join(own)}: it is for the environment's constructor")
-    unknown = _unknown_kwargs(spec, kwargs, native)
+    unknown = _unknown_kwargs(spec, kwargs, vector_class)
     if unknown:
-        known = ", ".join(name for name in _parameters(spec, native) if name not in OWN_SETTINGS) or "none"
+        known = ", ".join(name for name in _parameters(spec, vector_class) if name not in OWN_SETTINGS) or "none"
         raise UserError(f"{spec.id} does not know env.kwargs {', '.join(unknown)}; it takes: {known}")
 
 
 def _check_render_mode(spec: EnvSpec, render_mode: str) -> None:
-    if _unknown_kwargs(spec, ["render_mode"], native=False):
+    if _unknown_kwargs(spec, ["render_mode"], vector_class=False):
         raise UserError(f"{spec.id} cannot be rendered: it has no frames")
-    modes = getattr(_creator(spec, native=False), "metadata", {}).get("render_modes") or []
+    modes = getattr(_creator(spec, vector_class=False), "metadata", {}).get("render_modes") or []
     if modes and render_mode not in modes:
         raise UserError(f"{spec.id} cannot be rendered as {render_mode}; it offers {', '.join(modes)}")
 
 
-def _unknown_kwargs(spec: EnvSpec, kwargs: Iterable[str], native: bool) -> list[str]:
-    parameters = _parameters(spec, native)
+def _unknown_kwargs(spec: EnvSpec, kwargs: Iterable[str], vector_class: bool) -> list[str]:
+    parameters = _parameters(spec, vector_class)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return []
-    return [name for name in kwargs if name not in parameters and (native or name not in OF_GYMNASIUM_MAKE)]
+    return [name for name in kwargs if name not in parameters and (vector_class or name not in OF_GYMNASIUM_MAKE)]
 
 
-def _parameters(spec: EnvSpec, native: bool) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(_creator(spec, native)).parameters
+def _parameters(spec: EnvSpec, vector_class: bool) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(_creator(spec, vector_class)).parameters
 
 
-def _creator(spec: EnvSpec, native: bool) -> Callable[..., Any]:
-    entry_point = spec.vector_entry_point if native else spec.entry_point
+def _creator(spec: EnvSpec, vector_class: bool) -> Callable[..., Any]:
+    entry_point = spec.vector_entry_point if vector_class else spec.entry_point
     if entry_point is None:
         raise UserError(
             f"{spec.id} has only a vector environment of its own: env.kwargs must fit it, nor can it be rendered"

@@ -18,7 +18,7 @@ from agent.training.setup import seed_streams
 from agent.training.trainer import Trainer, train
 from benchmarks.factored import final_returns
 from envs import Step, UserError
-from envs.chain_bandit import ChainBandit
+from envs.tensor.chain_bandit import ChainBandit
 
 SHORT = [
     "env.id=CartPole-v1",

@@ -9,7 +9,7 @@ import torch
 from stable_baselines3 import PPO
 
 import envs  # noqa: F401  registers the environment
-from envs.chain_bandit import ChainBandit
+from envs.tensor.chain_bandit import ChainBandit
 
 
 def greedy_return(model: PPO, bandit: ChainBandit) -> float:

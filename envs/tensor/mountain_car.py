@@ -9,8 +9,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv
-from envs.functional_gymnasium import FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv
+from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
 MIN_POSITION, MAX_POSITION, MAX_SPEED, GOAL_POSITION = -1.2, 0.6, 0.07, 0.5
 FORCE, GRAVITY = 0.001, 0.0025

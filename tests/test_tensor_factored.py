@@ -13,17 +13,17 @@ from gymnasium.utils.env_checker import check_env
 from torch import Generator, Tensor
 
 from envs import TensorEnv, UserError, make
-from envs.cartpole import CartPole
-from envs.chain_bandit import ChainBandit
-from envs.k_cartpole import KCartPole
-from envs.k_walkers import KWalkers
+from envs.tensor.cartpole import CartPole
+from envs.tensor.chain_bandit import ChainBandit
+from envs.tensor.k_cartpole import KCartPole
+from envs.tensor.k_walkers import KWalkers
 
 CHAIN, POLES = "Tensor/ChainBandit-v0", "Tensor/KCartPole-v0"
 WALKERS, PARITY = "Tensor/KWalkers-v0", "Tensor/ParityBandit-v0"
 IDS = (CHAIN, POLES, WALKERS, PARITY)
 
 
-def native(env_id: str, num_envs: int, **kwargs: Any) -> Any:
+def tensor_env(env_id: str, num_envs: int, **kwargs: Any) -> Any:
     env = make(env_id, num_envs, kwargs=kwargs)
     assert isinstance(env, TensorEnv)
     return env
@@ -51,7 +51,7 @@ def test_poles_move_and_fall_as_that_many_cartpoles(num_poles: int, generator: G
 
 
 def test_one_pole_is_cartpole_step_for_step() -> None:
-    env, cartpole = native(POLES, 16, num_poles=1), native("Tensor/CartPole-v1", 16)
+    env, cartpole = tensor_env(POLES, 16, num_poles=1), tensor_env("Tensor/CartPole-v1", 16)
     obs, ended = env.reset(0), 0
     assert torch.equal(obs, cartpole.reset(0)) and obs.is_contiguous()
     for action in torch.randint(2, (200, 16, 1), generator=Generator().manual_seed(0)):
@@ -70,7 +70,7 @@ def test_one_fallen_pole_ends_the_episode(pole: int) -> None:
 
 def test_kept_upright_the_poles_return_their_optimum() -> None:
     """A controller with the signs of a full state feedback balances all of them."""
-    env = native(POLES, 3)
+    env = tensor_env(POLES, 3)
     obs, total = env.reset(0), torch.zeros(3)
     assert env.max_episode_steps == env.env.optimum() == 500 and env.env.optimum(9) == 9
     gain = torch.tensor([0.1, 0.3, 1.0, 1.0])
@@ -93,7 +93,7 @@ def way_home(state: Tensor, home: int) -> Tensor:
 
 @pytest.mark.parametrize(("num_walkers", "size"), [(1, 2), (3, 4), (4, 7)])
 def test_the_straight_way_home_returns_exactly_the_optimum(num_walkers: int, size: int) -> None:
-    env = native(WALKERS, 200, num_walkers=num_walkers, size=size)
+    env = tensor_env(WALKERS, 200, num_walkers=num_walkers, size=size)
     env.reset(0)
     optimum = env.env.optimum_from(env.state)
     total, running = torch.zeros(200), torch.ones(200, dtype=torch.bool)
@@ -163,7 +163,7 @@ def test_arguments_reach_every_way_to_make_one(
     single, vector = gymnasium.make(env_id, **kwargs).unwrapped, gymnasium.make_vec(env_id, 2, **kwargs)
     assert (single.action_space, single.observation_space) == (action_space, observation_space)
     assert (vector.single_action_space, vector.single_observation_space) == (action_space, observation_space)
-    env = native(env_id, 2, **kwargs)
+    env = tensor_env(env_id, 2, **kwargs)
     assert (env.env.action_space, env.env.observation_space) == (action_space, observation_space)
     if env_id == CHAIN:
         functional = ChainBandit(**kwargs)
@@ -172,7 +172,7 @@ def test_arguments_reach_every_way_to_make_one(
 
 
 def test_poles_are_counted_by_their_argument() -> None:
-    for made in (gymnasium.make(POLES, num_poles=3).unwrapped, native(POLES, 2, num_poles=3).env):
+    for made in (gymnasium.make(POLES, num_poles=3).unwrapped, tensor_env(POLES, 2, num_poles=3).env):
         assert made.action_space == spaces.MultiDiscrete([2] * 3)
         high = CartPole().observation_space.high  # type: ignore[attr-defined]
         assert np.array_equal(made.observation_space.high, np.concatenate([high] * 3))  # type: ignore[attr-defined]
@@ -186,7 +186,7 @@ def test_single_environments_pass_gymnasiums_own_check(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_single_environments_start_and_step_as_tensors_do(env_id: str) -> None:
-    single, env = gymnasium.make(env_id), native(env_id, 1)
+    single, env = gymnasium.make(env_id), tensor_env(env_id, 1)
     obs, _ = single.reset(seed=5)
     assert np.array_equal(env.observations.flatten_one(obs), env.reset(5)[0].numpy())
     action = torch.tensor([[1, 0] * (len(env.actions.num_choices) // 2)])

@@ -9,13 +9,13 @@ import torch
 from torch import Generator, Tensor
 
 from envs import TensorEnv, make
-from envs.chain_bandit import ChainBandit
-from envs.parity_bandit import ParityBandit
+from envs.tensor.chain_bandit import ChainBandit
+from envs.tensor.parity_bandit import ParityBandit
 
 CHAIN, PARITY = "Tensor/ChainBandit-v0", "Tensor/ParityBandit-v0"
 
 
-def native(env_id: str, num_envs: int, **kwargs: Any) -> Any:
+def tensor_env(env_id: str, num_envs: int, **kwargs: Any) -> Any:
     env = make(env_id, num_envs, kwargs=kwargs)
     assert isinstance(env, TensorEnv)
     return env
@@ -89,7 +89,7 @@ def test_chain_bandits_reward_has_variance_one(num_factors: int, interaction: fl
 @pytest.mark.parametrize(("num_factors", "num_choices"), [(8, 10), (12, 10)])
 def test_chain_bandit_holds_a_trillion_actions(num_factors: int, num_choices: int) -> None:
     """The best of 500 ascents, which choose for two neighbours at a time, is the optimum."""
-    env = native(CHAIN, 500, num_factors=num_factors, num_choices=num_choices, num_contexts=1)
+    env = tensor_env(CHAIN, 500, num_factors=num_factors, num_choices=num_choices, num_contexts=1)
     assert math.prod(env.actions.num_choices) == num_choices**num_factors
     context = torch.zeros(500, dtype=torch.int64)
     action = torch.randint(num_choices, (500, num_factors), generator=Generator().manual_seed(0))
@@ -114,7 +114,7 @@ def test_chain_bandits_tables_come_from_their_seed_alone() -> None:
 
 
 def test_chain_bandit_shows_the_context_that_pays() -> None:
-    env = native(CHAIN, 400, num_contexts=5)
+    env = tensor_env(CHAIN, 400, num_contexts=5)
     obs = env.reset(0)
     assert env.observations.size == 5 and (obs.sum(1) == 1).all() and obs.any(0).all()
     action = torch.randint(6, (400, 8), generator=Generator().manual_seed(0))
@@ -171,7 +171,7 @@ def test_parity_bandits_contexts_are_all_alike() -> None:
 
 @pytest.mark.parametrize("env_id", [CHAIN, PARITY])
 def test_every_step_of_a_bandit_terminates_and_draws_another_context(env_id: str) -> None:
-    env = native(env_id, 100)
+    env = tensor_env(env_id, 100)
     obs = env.reset(0)
     for _ in range(3):
         step = env.step(torch.zeros(100, len(env.actions.num_choices), dtype=torch.int64))

@@ -9,9 +9,9 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Generator, Tensor
 
-from envs.cartpole import CartPole
-from envs.functional import FunctionalEnv, check_counts
-from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
+from envs.tensor.cartpole import CartPole
+from envs.tensor.functional import FunctionalEnv, check_counts
+from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
 TIME_LIMIT = 500
 

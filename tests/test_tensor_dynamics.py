@@ -1,7 +1,7 @@
 """The tensor environments are Gymnasium's, step for step.
 
-NATIVE_TRANSITIONS sets how many transitions each loop over Gymnasium's single environments compares, 20,000 if unset;
-NATIVE_TRANSITIONS=1000000 pytest tests/test_native_dynamics.py takes a few minutes.
+TENSOR_TRANSITIONS sets how many transitions each loop over Gymnasium's single environments compares, 20,000 if unset;
+TENSOR_TRANSITIONS=1000000 pytest tests/test_tensor_dynamics.py takes a few minutes.
 """
 
 import math
@@ -16,13 +16,13 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from torch import Generator, Tensor
 
-from envs.acrobot import Acrobot
-from envs.cartpole import CartPole
-from envs.frozen_lake import FrozenLake
-from envs.functional import FunctionalEnv, TensorEnv
-from envs.mountain_car import MountainCar
+from envs.tensor.acrobot import Acrobot
+from envs.tensor.cartpole import CartPole
+from envs.tensor.frozen_lake import FrozenLake
+from envs.tensor.functional import FunctionalEnv, TensorEnv
+from envs.tensor.mountain_car import MountainCar
 
-NUM_TRANSITIONS = int(os.environ.get("NATIVE_TRANSITIONS", 20_000))
+NUM_TRANSITIONS = int(os.environ.get("TENSOR_TRANSITIONS", 20_000))
 PI = math.pi
 
 # Bounds of the states to step from, wider than where an episode goes on

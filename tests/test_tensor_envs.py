@@ -14,15 +14,15 @@ from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs import FunctionalEnv, GymnasiumAdapter, Step, TensorEnv, UserError, make
-from envs.functional import _decoder, _flattener
-from envs.native import OWN, TWINS, register_native
 from envs.spaces import FactoredActions, FlatObservations
+from envs.tensor.functional import _decoder, _flattener
+from envs.tensor.registration import OWN, TWINS, register_tensor_envs
 
 HARVEST = "Tensor/Harvest-v0"
 IDS = (*TWINS, *OWN)
 
 
-def native(env_id: str, num_envs: int, **kwargs: Any) -> TensorEnv:
+def tensor_env(env_id: str, num_envs: int, **kwargs: Any) -> TensorEnv:
     env = make(env_id, num_envs, kwargs=kwargs)
     assert isinstance(env, TensorEnv)
     return env
@@ -45,7 +45,7 @@ def same(a: Step, b: Step) -> bool:
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_step_has_the_promised_types_and_shapes(env_id: str) -> None:
-    env = native(env_id, 3)
+    env = tensor_env(env_id, 3)
     obs, steps = rollout(env, 5)
     for step in steps:
         assert step.obs.shape == step.next_obs.shape == obs.shape == (3, env.observations.size)
@@ -58,7 +58,7 @@ def test_step_has_the_promised_types_and_shapes(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_seed_decides_everything(env_id: str) -> None:
-    envs = [native(env_id, 16, max_episode_steps=9) for _ in range(3)]
+    envs = [tensor_env(env_id, 16, max_episode_steps=9) for _ in range(3)]
     (first, *rest) = [rollout(env, 60, seed) for env, seed in zip(envs, (1, 1, 2), strict=True)]
     again, other = rest
     repeated = rollout(envs[0], 60, 1)  # the same environment, later on
@@ -69,18 +69,18 @@ def test_seed_decides_everything(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "Tensor/Acrobot-v1", "Tensor/MountainCar-v0"])
 def test_environments_start_apart_from_each_other(env_id: str) -> None:
-    env = native(env_id, 8)
+    env = tensor_env(env_id, 8)
     starts = torch.cat([env.reset(seed) for seed in (0, 1, None, None)])
     assert len(starts.unique(dim=0)) == 32
 
 
 def test_environments_without_a_seed_differ_from_run_to_run() -> None:
-    assert not torch.equal(native("Tensor/CartPole-v1", 2).reset(), native("Tensor/CartPole-v1", 2).reset())
+    assert not torch.equal(tensor_env("Tensor/CartPole-v1", 2).reset(), tensor_env("Tensor/CartPole-v1", 2).reset())
 
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_tensors_handed_out_never_change(env_id: str) -> None:
-    env = native(env_id, 8, max_episode_steps=7)
+    env = tensor_env(env_id, 8, max_episode_steps=7)
     obs = env.reset(0)
     handed_out, copies = [obs], [obs.clone()]
     for action in random_actions(env, 30):
@@ -93,7 +93,7 @@ def test_tensors_handed_out_never_change(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: str) -> None:
-    env = native(env_id, 64, max_episode_steps=5)
+    env = tensor_env(env_id, 64, max_episode_steps=5)
     env.reset(0)
     elapsed = torch.zeros(64, dtype=torch.int64)
     for action in random_actions(env, 40):
@@ -127,7 +127,7 @@ def test_gymnasiums_face_shows_the_same_trajectory(env_id: str) -> None:
         closing(GymnasiumAdapter(vector_env)) as adapter,
     ):
         seed = adapter._seeds(3)
-        env = native(env_id, 6, max_episode_steps=8)
+        env = tensor_env(env_id, 6, max_episode_steps=8)
         assert torch.equal(adapter.reset(3), env.reset(seed))
         for action in random_actions(env, 40):
             assert same(adapter.step(action), env.step(action))
@@ -178,13 +178,13 @@ def test_registration_is_that_of_the_twin(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", [HARVEST, "Tensor/KCartPole-v0", "Tensor/KWalkers-v0"])
 def test_time_limit_is_that_of_the_docstring(env_id: str) -> None:
-    doc, limit = type(native(env_id, 1).env).__doc__, gymnasium.spec(env_id).max_episode_steps
+    doc, limit = type(tensor_env(env_id, 1).env).__doc__, gymnasium.spec(env_id).max_episode_steps
     assert doc is not None and f"Registered with a time limit of {limit} steps" in " ".join(doc.split())
 
 
 def test_registering_again_changes_nothing() -> None:
     before = dict(gymnasium.registry)
-    register_native()
+    register_tensor_envs()
     assert gymnasium.registry == before and set(IDS) <= set(before)
 
 
@@ -193,7 +193,7 @@ def test_registering_again_changes_nothing() -> None:
 def test_time_limit_is_applied_once(env_id: str, max_episode_steps: int | None) -> None:
     limit = max_episode_steps or gymnasium.spec(env_id).max_episode_steps
     arguments = {"max_episode_steps": max_episode_steps} if max_episode_steps else {}
-    assert native(env_id, 2, **arguments).max_episode_steps == limit
+    assert tensor_env(env_id, 2, **arguments).max_episode_steps == limit
     with closing(gymnasium.make_vec(env_id, 2, **arguments)) as vector_env:
         assert vector_env.max_episode_steps == limit  # type: ignore[attr-defined]
     with closing(gymnasium.make(env_id, **arguments)) as env:
@@ -205,7 +205,7 @@ def test_time_limit_is_applied_once(env_id: str, max_episode_steps: int | None) 
 
 
 def test_without_a_time_limit_nothing_is_truncated() -> None:
-    env = TensorEnv(native("Tensor/MountainCar-v0", 2).env)
+    env = TensorEnv(tensor_env("Tensor/MountainCar-v0", 2).env)
     _, steps = rollout(env, 300)
     assert not any(step.truncated.any() for step in steps)
 
@@ -266,17 +266,17 @@ def test_mistakes_are_explained(env_id: str, arguments: dict[str, Any], text: st
 
 
 def test_kwargs_reach_the_environment() -> None:
-    env = native("Tensor/CartPole-v1", 4, sutton_barto_reward=True)
+    env = tensor_env("Tensor/CartPole-v1", 4, sutton_barto_reward=True)
     _, steps = rollout(env, 100)
     reward, terminated = (torch.stack(x) for x in zip(*((s.reward, s.terminated) for s in steps), strict=True))
     assert terminated.any() and torch.equal(reward, -terminated.float())
-    assert native("Tensor/FrozenLake8x8-v1", 1).observations.size == 64
-    assert native("Tensor/FrozenLake8x8-v1", 1, map_name="4x4").observations.size == 16
+    assert tensor_env("Tensor/FrozenLake8x8-v1", 1).observations.size == 64
+    assert tensor_env("Tensor/FrozenLake8x8-v1", 1, map_name="4x4").observations.size == 16
 
 
 def test_frames_are_not_offered_as_tensors() -> None:
     with pytest.raises(UserError, match="Tensor/CartPole-v1 has no frames as tensors: make it with render_mode="):
-        native("Tensor/CartPole-v1", 1).render()
+        tensor_env("Tensor/CartPole-v1", 1).render()
 
 
 # --- Spaces ---
@@ -351,7 +351,7 @@ class Recorder(TorchDispatchMode):
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_step_is_one_static_program_on_preallocated_state(env_id: str) -> None:
-    env = native(env_id, 4, max_episode_steps=3)
+    env = tensor_env(env_id, 4, max_episode_steps=3)
     env.reset(0)
     state = env.state if isinstance(env.state, tuple) else (env.state,)
     addresses = [tensor.data_ptr() for tensor in (*state, env.elapsed)]
@@ -368,8 +368,8 @@ def test_step_is_one_static_program_on_preallocated_state(env_id: str) -> None:
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_step_runs_in_inference_mode_and_out_of_it(env_id: str) -> None:
-    expected = rollout(native(env_id, 4, max_episode_steps=5), 20)
-    env = native(env_id, 4, max_episode_steps=5)
+    expected = rollout(tensor_env(env_id, 4, max_episode_steps=5), 20)
+    env = tensor_env(env_id, 4, max_episode_steps=5)
     with torch.inference_mode():
         obs = env.reset(0)
     actions = iter(random_actions(env, 20))

@@ -10,8 +10,8 @@ from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from jaxtyping import Bool, Float32, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv
-from envs.functional_gymnasium import FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv
+from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
 NUM_ACTIONS, NUM_OUTCOMES = 4, 3
 

@@ -11,8 +11,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv, TensorEnv
 from envs.masks import ACTION_MASK_KEY, MaskReader
+from envs.tensor.functional import FunctionalEnv, TensorEnv
 
 
 class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):

@@ -1,25 +1,25 @@
-"""The environments that are tensors themselves, registered with Gymnasium as `Tensor/<Name>`."""
+"""Registers the tensor environments with Gymnasium as `Tensor/<Name>`."""
 
 import gymnasium
 
 TWINS = {  # of Gymnasium's: same name, arguments, time limit and threshold; a single one is Gymnasium's own
-    "Tensor/Acrobot-v1": "envs.acrobot:AcrobotVectorEnv",
-    "Tensor/CartPole-v1": "envs.cartpole:CartPoleVectorEnv",
-    "Tensor/FrozenLake-v1": "envs.frozen_lake:FrozenLakeVectorEnv",
-    "Tensor/FrozenLake8x8-v1": "envs.frozen_lake:FrozenLakeVectorEnv",
-    "Tensor/MountainCar-v0": "envs.mountain_car:MountainCarVectorEnv",
+    "Tensor/Acrobot-v1": "envs.tensor.acrobot:AcrobotVectorEnv",
+    "Tensor/CartPole-v1": "envs.tensor.cartpole:CartPoleVectorEnv",
+    "Tensor/FrozenLake-v1": "envs.tensor.frozen_lake:FrozenLakeVectorEnv",
+    "Tensor/FrozenLake8x8-v1": "envs.tensor.frozen_lake:FrozenLakeVectorEnv",
+    "Tensor/MountainCar-v0": "envs.tensor.mountain_car:MountainCarVectorEnv",
 }
 OWN: dict[str, tuple[str, int | None]] = {  # module:Name, of NameEnv and NameVectorEnv, and the time limit
-    "Tensor/ChainBandit-v0": ("envs.chain_bandit:ChainBandit", None),
-    "Tensor/Harvest-v0": ("envs.harvest:Harvest", 200),
-    "Tensor/KCartPole-v0": ("envs.k_cartpole:KCartPole", 500),
-    "Tensor/KWalkers-v0": ("envs.k_walkers:KWalkers", 200),
-    "Tensor/ParityBandit-v0": ("envs.parity_bandit:ParityBandit", None),
+    "Tensor/ChainBandit-v0": ("envs.tensor.chain_bandit:ChainBandit", None),
+    "Tensor/Harvest-v0": ("envs.tensor.harvest:Harvest", 200),
+    "Tensor/KCartPole-v0": ("envs.tensor.k_cartpole:KCartPole", 500),
+    "Tensor/KWalkers-v0": ("envs.tensor.k_walkers:KWalkers", 200),
+    "Tensor/ParityBandit-v0": ("envs.tensor.parity_bandit:ParityBandit", None),
 }
 
 
-def register_native() -> None:
-    """Registers every environment of this kind with Gymnasium; a second call changes nothing."""
+def register_tensor_envs() -> None:
+    """Registers every tensor environment; a second call changes nothing."""
     for env_id, vector_entry_point in TWINS.items():
         if env_id not in gymnasium.registry:
             twin = gymnasium.spec(env_id.removeprefix("Tensor/"))

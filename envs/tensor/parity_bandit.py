@@ -8,8 +8,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Int8
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv, check_counts
-from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv, check_counts
+from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
 
 class ParityBandit(FunctionalEnv[Tensor]):

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from envs import TensorEnv
-from envs.harvest import COLOURS, PIXELS, Harvest, HarvestState, _free_cell
+from envs.tensor.harvest import COLOURS, PIXELS, Harvest, HarvestState, _free_cell
 
 STEPS = {0: (0, 0), 1: (-1, 0), 2: (1, 0), 3: (0, -1), 4: (0, 1)}
 Cell = tuple[int, int]

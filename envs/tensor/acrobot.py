@@ -9,8 +9,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv
-from envs.functional_gymnasium import FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv
+from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
 GRAVITY, SECONDS = 9.8, 0.2
 MAX_SPEED_1, MAX_SPEED_2 = 4 * math.pi, 9 * math.pi

@@ -10,8 +10,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv
-from envs.functional_gymnasium import FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv
+from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
 POLE_MASS, TOTAL_MASS, HALF_LENGTH = 0.1, 1.1, 0.5
 GRAVITY, FORCE, SECONDS = 9.8, 10.0, 0.02

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv, check_counts
-from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv, check_counts
+from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
 
 class ChainBandit(FunctionalEnv[Tensor]):

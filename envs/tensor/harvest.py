@@ -8,8 +8,8 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Int8, Int64
 from torch import Generator, Tensor
 
-from envs.functional import FunctionalEnv
-from envs.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
+from envs.tensor.functional import FunctionalEnv
+from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
 SIZE, NUM_FRUITS, NUM_HUNTERS = 10, 4, 2
 NUM_CELLS = SIZE * SIZE

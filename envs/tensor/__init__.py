@@ -1,0 +1,1 @@
+"""Environments that are static programs of tensor operations."""
