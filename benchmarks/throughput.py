@@ -26,7 +26,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-import envs
 from agent.config import Config
 from agent.config_loader import load_config
 from agent.gumbel_actor_critic import GumbelActorCritic
@@ -170,7 +169,7 @@ def measure(config: Config, device: torch.device, steps: int, started: float) ->
 def environment_speed(config: Config, device: torch.device, steps: int) -> float:
     """Environment steps a second, all environments together, under random actions; captured where that is possible."""
     env = make_env(config, len(config.members()) * config.env.num_envs, device)
-    env.reset(0)
+    env.reset([0])
     num_choices = torch.tensor(env.actions.num_choices, device=device)
     actions = (torch.rand((16, env.num_envs, len(num_choices)), device=device) * num_choices).long()
     total = torch.zeros((), device=device)  # something must need the steps
@@ -180,8 +179,8 @@ def environment_speed(config: Config, device: torch.device, steps: int) -> float
             total.add_(env.step(action).reward.sum())
 
     turn = step_through
-    if device.type == "cuda" and isinstance(env, envs.TensorEnv):
-        graphs = CudaGraphs([env.generator])
+    if device.type == "cuda" and env.is_tensor_program:
+        graphs = CudaGraphs([])
         turn = functools.partial(graphs, step_through)
     for _ in range(10):
         turn()

@@ -18,12 +18,11 @@ from envs.errors import UserError
 from envs.guard import Guard
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY
+from envs.member_envs import MemberEnvs
 from envs.registry import find_spec, newest_version
-from envs.tensor.functional import TensorEnv
 from envs.tensor.functional_gymnasium import FunctionalVectorEnv
+from envs.vector_environment import VectorEnvironment
 from envs.workers import kill_at_exit, surviving_worker
-
-VectorEnvironment = GymnasiumAdapter | TensorEnv  # the same interface
 
 MODES = ("auto", "sync", "async", "vector_entry_point")
 EXTRAS = {  # of gymnasium, by the package that an entry point lies in
@@ -34,7 +33,7 @@ EXTRAS = {  # of gymnasium, by the package that an entry point lies in
     "tabular": "jax",
     "toy_text": "toy-text",
 }
-NUMPY_PAYS_FROM = 16  # environments
+NUMPY_PAYS_FROM = 16  # environments of a member
 OWN_SETTINGS = ("id", "num_envs", "vectorization_mode", "vector_kwargs", "wrappers", "render_mode")
 OF_GYMNASIUM_MAKE = ("max_episode_steps", "disable_env_checker")
 
@@ -43,6 +42,7 @@ def make(
     env_id: str,
     num_envs: int,
     *,
+    num_members: int = 1,
     kwargs: Mapping[str, Any] | None = None,
     action_bins: int | None = None,
     vectorization_mode: str = "auto",
@@ -56,11 +56,14 @@ def make(
 
     Args:
         env_id: a Gymnasium id, or `module:Id` to import the module that registers it first.
+        num_envs: of all members together.
+        num_members: of the population that the environments are divided among.
         kwargs: handed to the environment's constructor; `max_episode_steps` sets the time limit.
         action_bins: values that each entry of a Box action space is cut into.
         vectorization_mode: "sync" (one process), "async" (a process for each environment), "vector_entry_point" (the
-            environment's own), or "auto": its own where there is one and it fits, else "sync". For Gymnasium's own
-            CartPole its vector environment fits from sixteen on: NumPy costs more than a loop over fewer.
+            environment's own vector class), or "auto": its vector class where it has one that fits, else "sync". The
+            vector classes of Gymnasium's classic control fit from sixteen environments of a member on: NumPy costs
+            more than a loop over fewer. With a vector class each member has an instance of its own.
         on_error: what envs.guard.Guard does where an environment fails; for those that it can be put around.
         timeout_seconds: longest wait for a step of "async" environments.
         action_mask_key: of `info`, where the environment gives the mask of its legal choices, if it gives any, in one
@@ -68,40 +71,51 @@ def make(
     """
     if num_envs < 1:
         raise UserError(f"env.num_envs must be at least 1; got {num_envs}")
+    assert num_envs % num_members == 0, f"{num_envs} environments for {num_members} members"
+    envs_per_member = num_envs // num_members
     with _without_noise():
         spec, kwargs = find_spec(env_id), dict(kwargs or {})
-        vector_class = _uses_vector_class(spec, num_envs, kwargs, vectorization_mode, render_mode)
-        _check_kwargs(spec, kwargs, vector_class)
+        uses_vector_class = _uses_vector_class(spec, envs_per_member, kwargs, vectorization_mode, render_mode)
+        _check_kwargs(spec, kwargs, uses_vector_class)
         if render_mode is not None:
             _check_render_mode(spec, render_mode)
             kwargs["render_mode"] = render_mode
-        guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
-        vector_env = _construct(spec, num_envs, kwargs, vector_class, vectorization_mode, guard)
+    guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
+
+    def construct(count: int) -> VectorEnv:
+        with _without_noise():
+            return _construct(spec, count, kwargs, uses_vector_class, vectorization_mode, guard)
+
+    def adapt(vector_env: VectorEnv, device: str | torch.device, num_members: int) -> GymnasiumAdapter:
+        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key, timeout_seconds, num_members)
+
+    vector_env = construct(envs_per_member if uses_vector_class else num_envs)
     try:
         if on_error == "restart":
             _check_can_restart(vector_env, spec)
         if isinstance(vector_env, FunctionalVectorEnv):
-            return vector_env.tensor_env(device, action_bins, action_mask_key)
-        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key, timeout_seconds)
+            return vector_env.tensor_env(device, action_bins, action_mask_key, num_members)
+        if uses_vector_class and num_members > 1:
+            members = [adapt(vector_env, "cpu", 1)]  # one that is refused is refused here
+            members += [adapt(construct(envs_per_member), "cpu", 1) for _ in range(num_members - 1)]
+            return MemberEnvs(members, device)
+        return adapt(vector_env, device, num_members)
     except UserError:
         vector_env.close()
         raise
 
 
 def _uses_vector_class(
-    spec: EnvSpec, num_envs: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None
+    spec: EnvSpec, envs_per_member: int, kwargs: Mapping[str, Any], mode: str, render_mode: str | None
 ) -> bool:
-    """Whether to use the environment's own vector environment."""
     if mode not in MODES:
         raise UserError(f"env.vectorization_mode must be one of {', '.join(MODES)}; got {mode!r}")
     exists = spec.vector_entry_point is not None and not spec.additional_wrappers
     if mode == "vector_entry_point" and not exists:
-        raise UserError(
-            f"{spec.id} has no vector environment of its own: set env.vectorization_mode to auto, sync or async"
-        )
+        raise UserError(f"{spec.id} has no vector class: set env.vectorization_mode to auto, sync or async")
     if mode != "auto":
         return mode == "vector_entry_point"
-    if str(spec.vector_entry_point).startswith("gymnasium.envs.classic_control") and num_envs < NUMPY_PAYS_FROM:
+    if str(spec.vector_entry_point).startswith("gymnasium.envs.classic_control") and envs_per_member < NUMPY_PAYS_FROM:
         return False
     return exists and render_mode is None and not _unknown_kwargs(spec, {**spec.kwargs, **kwargs}, vector_class=True)
 
@@ -138,7 +152,7 @@ def _construct(
 def _check_can_restart(vector_env: VectorEnv, spec: EnvSpec) -> None:
     if not isinstance(vector_env, SyncVectorEnv | AsyncVectorEnv | FunctionalVectorEnv):
         instead = "" if spec.entry_point is None else "; set env.vectorization_mode=sync"
-        raise UserError(f"env.on_error=restart: {spec.id} has a vector environment of its own, all in one{instead}")
+        raise UserError(f"env.on_error=restart: {spec.id} has a vector class, which is one for all{instead}")
 
 
 def _check_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any], vector_class: bool) -> None:
@@ -173,9 +187,7 @@ def _parameters(spec: EnvSpec, vector_class: bool) -> Mapping[str, inspect.Param
 def _creator(spec: EnvSpec, vector_class: bool) -> Callable[..., Any]:
     entry_point = spec.vector_entry_point if vector_class else spec.entry_point
     if entry_point is None:
-        raise UserError(
-            f"{spec.id} has only a vector environment of its own: env.kwargs must fit it, nor can it be rendered"
-        )
+        raise UserError(f"{spec.id} has only a vector class: env.kwargs must fit it, and it cannot be rendered")
     if not isinstance(entry_point, str):
         return entry_point
     try:

@@ -1,50 +1,39 @@
 """Any Gymnasium vector environment as tensors; the one place that knows of autoreset modes.
 
-Axes: E environment · K action factor · D observation.
+Axes: P population member · E environment · K action factor · D observation.
 """
 
 import multiprocessing
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from envs.errors import UserError
 from envs.guard import RESTARTED
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
+from envs.transfer import MaskTransfer, StepTransfer
+from envs.vector_environment import Step, environment_seeds
 from envs.workers import kill
 
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
 
 
-class Step(NamedTuple):
-    """What one step of all environments gave. Tensors may be shared between fields and with the next step: do not write
-    to them, and copy what must outlive it.
-
-    obs: what to act on next. next_obs: the true successor of the action, the terminal observation where the episode
-    ended. valid: False for the filler step of NEXT_STEP autoreset, whose action was ignored: leave it out everywhere.
-    """
-
-    obs: Float[Tensor, "E D"]
-    reward: Float[Tensor, " E"]
-    terminated: Bool[Tensor, " E"]
-    truncated: Bool[Tensor, " E"]
-    next_obs: Float[Tensor, "E D"]
-    valid: Bool[Tensor, " E"]
-
-
 class GymnasiumAdapter:
-    """Steps a Gymnasium vector environment with factored actions, whatever its spaces and its autoreset mode.
+    """A Gymnasium vector environment as a VectorEnvironment, whatever its spaces and its autoreset mode.
 
-    masks: the legal choices after the last reset or step, shared as a Step's tensors are; None where the environment
-    gives no info[action_mask_key] or that is None. The first reset decides for good.
+    Several members can share a SyncVectorEnv or an AsyncVectorEnv, which seed each environment by itself. There are
+    masks where the first reset gives info[action_mask_key].
     """
+
+    is_tensor_program = False
+    has_state = False
 
     def __init__(
         self,
@@ -53,9 +42,12 @@ class GymnasiumAdapter:
         device: str | torch.device = "cpu",
         action_mask_key: str | None = ACTION_MASK_KEY,
         timeout_seconds: float | None = None,
+        num_members: int = 1,
     ) -> None:
         self.vector_env, self.timeout_seconds = vector_env, timeout_seconds
-        self.num_envs = vector_env.num_envs
+        self.num_envs, self.num_members = vector_env.num_envs, num_members
+        self._seeds_each = isinstance(vector_env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
+        assert num_members == 1 or self._seeds_each, "a vector class has one random stream: envs.MemberEnvs"
         self.device = torch.device(device)
         self.spec_id = vector_env.spec.id if vector_env.spec else type(vector_env.unwrapped).__name__
         self.render_fps = vector_env.metadata.get("render_fps", 30)
@@ -67,23 +59,22 @@ class GymnasiumAdapter:
             raise UserError(f"{self.spec_id} has {error}") from None
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
-        self._hand_over = _Transfer(self.num_envs, self.observations.size, self.device)
+        self._hand_over = StepTransfer(self.num_envs, self.observations.size, self.device)
         self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # how often Guard has put a new one in its place
         self._hangs = False
-        self.seed: int | None = None  # of the last reset
-        self.taken: list[np.ndarray] | None = None  # actions since then, each [E, K], where somebody wants them
+        self._seeds: list[int] | None = None  # of the last reset, one for each member
+        self._taken: list[np.ndarray] | None = None  # actions since then, each [E, K], where they are recorded
         self.masks: Masks | None = None
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
             self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id)
-            self._hand_over_masks = _MaskTransfer((self.num_envs, *self._info_masks.reader.exists.shape), self.device)
+            self._hand_over_masks = MaskTransfer((self.num_envs, *self._info_masks.reader.exists.shape), self.device)
 
-    def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
-        """Starts a new episode in every environment; `seed` decides all of their random numbers."""
-        self.seed = seed
-        if self.taken is not None:
-            self.taken.clear()
-        obs, info = self._ask("reset", seed=None if seed is None else self._seeds(seed))
+    def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
+        self._seeds = None if seeds is None else list(seeds)
+        if self._taken is not None:
+            self._taken.clear()
+        obs, info = self._ask("reset", seed=None if seeds is None else self._gymnasium_seed(seeds))
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         if self._info_masks is not None:
             self._info_masks.num_steps = 0
@@ -93,10 +84,9 @@ class GymnasiumAdapter:
         return torch.from_numpy(self._flatten(obs)).to(self.device)
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
-        """Acts in every environment; the next episode of one that ends begins by itself."""
         choices = action.numpy(force=True)
-        if self.taken is not None:
-            self.taken.append(choices.astype(np.int32))
+        if self._taken is not None:
+            self._taken.append(choices.astype(np.int32))
         batched_obs, rewards, terminations, truncations, info = self._ask("step", self.actions.decode(choices))
         obs = next_obs = self._flatten(batched_obs)
         reward = np.array(rewards, dtype=np.float32)
@@ -119,23 +109,30 @@ class GymnasiumAdapter:
             self.masks = self._hand_over_masks(*masks)
         return self._hand_over(obs, reward, terminated, truncated, next_obs, valid)
 
+    def state(self) -> dict[str, Tensor]:
+        return {}
+
+    def record_actions_(self) -> None:
+        self._taken = []
+
     def journal(self) -> dict[str, Tensor]:
-        """The last reset's seed and the actions since, where they are noted: enough for `repeat`."""
+        assert self._seeds is not None, "only what follows a reset with seeds can be repeated"
         shape = (-1, self.num_envs, len(self.actions.num_choices))
-        taken = np.array(self.taken or [], dtype=np.int32).reshape(shape)
-        seed, restarts = torch.tensor(self.seed or 0), torch.from_numpy(self.restarts.copy())
-        return {"env/seed": seed, "env/actions": torch.from_numpy(taken), "env/restarts": restarts}
+        taken = np.array(self._taken or [], dtype=np.int32).reshape(shape)
+        return {
+            "env/seeds": torch.tensor(self._seeds, dtype=torch.int64),
+            "env/actions": torch.from_numpy(taken),
+            "env/restarts": torch.from_numpy(self.restarts.copy()),
+        }
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
-        """Brings every environment to where it was, if its seed decides all; returns what to act on next."""
-        obs = self.reset(int(journal["env/seed"]))
+        obs = self.reset(journal["env/seeds"].tolist())
         for action in journal["env/actions"].long():
             obs = self.step(action).obs
         self.restarts[:] = journal["env/restarts"].numpy()
         return obs
 
     def render(self) -> Any:
-        """Returns the frames of all environments, in the render mode that the environment was made with."""
         try:
             return self.vector_env.render()
         except DependencyNotInstalled as error:
@@ -171,11 +168,13 @@ class GymnasiumAdapter:
             self.restarts += info.get(f"_{RESTARTED}", 0)
         return answer
 
-    def _seeds(self, seed: int) -> Any:
+    def _gymnasium_seed(self, seeds: Sequence[int]) -> int | list[int]:
         """One seed for each environment where the vector environment takes them, else one for all."""
-        takes_many = isinstance(self.vector_env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        seeds = np.random.SeedSequence(seed).generate_state(self.num_envs if takes_many else 1) >> 1  # < 2**31
-        return seeds.tolist() if takes_many else int(seeds[0])
+        assert len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
+        if self._seeds_each:
+            return environment_seeds(seeds, self.num_envs // self.num_members)
+        (seed,) = environment_seeds(seeds, 1)
+        return seed
 
     def _with_final_obs(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """SAME_STEP: `obs` is of the new episode already, the last one of the old episode is in `info`."""
@@ -225,52 +224,6 @@ class GymnasiumAdapter:
         if not finite.all():
             index = int(np.argwhere(~finite)[0, 0])
             raise RuntimeError(f"{self.spec_id}: environment {index} gave {name} that is not finite: {values[index]}")
-
-
-class _Transfer:
-    """Steps from NumPy to the device: shared memory on a CPU, one pinned transfer into one buffer on a GPU."""
-
-    def __init__(self, num_envs: int, obs_size: int, device: torch.device) -> None:
-        self.on_cpu = device.type == "cpu"
-        if not self.on_cpu:
-            self.host = torch.empty((num_envs, 2 * obs_size + 4), pin_memory=device.type == "cuda")
-            self.device = torch.empty(self.host.shape, device=device)
-            self.flags = torch.empty((3, num_envs), dtype=torch.bool, device=device)
-            self.obs, self.next_obs, self.reward, self.numbers = self.device.split([obs_size, obs_size, 1, 3], 1)
-
-    def __call__(
-        self,
-        obs: np.ndarray,
-        reward: np.ndarray,
-        terminated: np.ndarray,
-        truncated: np.ndarray,
-        next_obs: np.ndarray,
-        valid: np.ndarray,
-    ) -> Step:
-        if self.on_cpu:
-            return Step(*map(torch.from_numpy, (obs, reward, terminated, truncated, next_obs, valid)))
-        # The copy of the step before is over: its actions have been waited for since.
-        np.concatenate([obs, next_obs, np.stack([reward, terminated, truncated, valid], 1)], 1, out=self.host.numpy())
-        self.device.copy_(self.host, non_blocking=True)
-        torch.ne(self.numbers.T, 0, out=self.flags)
-        return Step(self.obs, self.reward[:, 0], self.flags[0], self.flags[1], self.next_obs, self.flags[2])
-
-
-class _MaskTransfer:
-    """Masks from NumPy to the device, as _Transfer does it."""
-
-    def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
-        self.on_cpu = device.type == "cpu"
-        if not self.on_cpu:
-            self.host = torch.empty((2, *shape), dtype=torch.bool, pin_memory=device.type == "cuda")
-            self.device = torch.empty(self.host.shape, dtype=torch.bool, device=device)
-
-    def __call__(self, mask: np.ndarray, next_mask: np.ndarray) -> Masks:
-        if self.on_cpu:
-            return Masks(torch.from_numpy(mask), torch.from_numpy(next_mask))
-        np.stack([mask, next_mask], out=self.host.numpy())
-        self.device.copy_(self.host, non_blocking=True)
-        return Masks(*self.device)
 
 
 def _autoreset_mode(vector_env: VectorEnv, spec_id: str) -> AutoresetMode:

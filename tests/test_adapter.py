@@ -31,7 +31,7 @@ def own_env(mode: AutoresetMode) -> VectorEnv:
 
 def rollout(adapter: GymnasiumAdapter, num_steps: int, seed: int = 0) -> tuple[torch.Tensor, list[Step]]:
     action = torch.zeros(adapter.num_envs, len(adapter.actions.num_choices), dtype=torch.int64)
-    return adapter.reset(seed), [adapter.step(action) for _ in range(num_steps)]
+    return adapter.reset([seed]), [adapter.step(action) for _ in range(num_steps)]
 
 
 def seen_transitions(first_obs: torch.Tensor, steps: list[Step], index: int) -> list[Transition]:
@@ -152,7 +152,7 @@ def test_actions_reach_each_environment(
     vector_class: Any, space: spaces.Space, bins: int | None, factors: list[int], reward: float
 ) -> None:
     adapter = GymnasiumAdapter(vector_class([lambda: Echo(space)] * 2), action_bins=bins)
-    adapter.reset(seed=0)
+    adapter.reset([0])
     lowest = adapter.step(torch.zeros(2, len(factors), dtype=torch.int64)).reward
     assert adapter.step(torch.tensor([[0] * len(factors), factors])).reward.tolist() == [lowest[0], reward]
     adapter.close()
@@ -171,7 +171,7 @@ def test_actions_reach_each_environment(
 def test_numbers_that_are_not_finite_name_the_environment(broken: dict[str, float], text: str) -> None:
     space = spaces.Discrete(2)
     adapter = GymnasiumAdapter(SyncVectorEnv([lambda: Echo(space), lambda: Echo(space, **broken)]))
-    adapter.reset(seed=0)
+    adapter.reset([0])
     with pytest.raises(RuntimeError, match=text):
         adapter.step(torch.zeros(2, 1, dtype=torch.int64))
 
@@ -180,7 +180,7 @@ def test_last_observation_that_is_not_finite_names_the_environment() -> None:
     space = spaces.Discrete(2)
     env_fns = [lambda: Echo(space), lambda: Echo(space, obs=np.nan, terminated=True)]
     adapter = GymnasiumAdapter(SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP))
-    adapter.reset(seed=0)
+    adapter.reset([0])
     with pytest.raises(RuntimeError, match="environment 1 gave an observation that is not finite"):
         adapter.step(torch.zeros(2, 1, dtype=torch.int64))
 
@@ -220,14 +220,14 @@ def test_one_seed_decides_every_episode(vectorization_mode: str) -> None:
 @pytest.mark.parametrize("vectorization_mode", ["vector_entry_point", "sync", "async"])
 def test_environments_start_apart_from_each_other(vectorization_mode: str) -> None:
     adapter = make("CartPole-v1", 8, vectorization_mode=vectorization_mode)
-    starts = torch.cat([adapter.reset(seed) for seed in (0, 1)])
+    starts = torch.cat([adapter.reset([seed]) for seed in (0, 1)])
     adapter.close()
     assert len(starts.unique(dim=0)) == 16  # neighbouring seeds share no environment either
 
 
 def test_each_environment_has_a_seed_of_its_own() -> None:
     adapter = make("Acrobot-v1", 3)
-    adapter.reset(seed=5)
+    adapter.reset([5])
     expected = np.random.SeedSequence(5).generate_state(3) >> 1
     assert adapter.vector_env.get_attr("np_random_seed") == tuple(expected)
     adapter.close()

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv, scripted_transitions
 
-from envs import GymnasiumAdapter, UserError, make
+from envs import GymnasiumAdapter, MemberEnvs, UserError, make
 
 
 class Wordy(gymnasium.Env[Any, Any]):
@@ -39,26 +40,31 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     gymnasium.register("Reusing-v0", ScriptedEnv, disable_env_checker=True, kwargs={"reuse_obs": True})
     gymnasium.register("Wordy-v0", Wordy)
     gymnasium.register("Wordless-v0", "a_package_not_installed:Wordless")
-    gymnasium.register("Native-v0", vector_entry_point=lambda num_envs: ScriptedVectorEnv(SCRIPTS, None))
+    gymnasium.register("OnlyVector-v0", vector_entry_point=lambda num_envs: ScriptedVectorEnv(SCRIPTS, None))
     return registered
 
 
-def mode_of(adapter: GymnasiumAdapter) -> str:
+def mode_of(adapter: GymnasiumAdapter | MemberEnvs) -> str:
     adapter.close()
-    return {SyncVectorEnv: "sync", AsyncVectorEnv: "async"}.get(type(adapter.vector_env), "own")
+    if isinstance(adapter, MemberEnvs):
+        return "a vector class for each member"
+    return {SyncVectorEnv: "sync", AsyncVectorEnv: "async"}.get(type(adapter.vector_env), "vector class")
 
 
 @pytest.mark.parametrize(
     ("env_id", "num_envs", "arguments", "expected"),
     [
-        ("CartPole-v1", 16, {}, "own"),
+        ("CartPole-v1", 16, {}, "vector class"),
         ("CartPole-v1", 15, {}, "sync"),
-        ("CartPole-v1", 16, {"kwargs": {"sutton_barto_reward": True, "max_episode_steps": 7}}, "own"),
+        ("CartPole-v1", 16, {"kwargs": {"sutton_barto_reward": True, "max_episode_steps": 7}}, "vector class"),
         ("CartPole-v1", 16, {"kwargs": {"disable_env_checker": True}}, "sync"),  # its own one does not take it
         ("CartPole-v1", 16, {"render_mode": "rgb_array"}, "sync"),
         ("CartPole-v1", 16, {"vectorization_mode": "sync"}, "sync"),
         ("CartPole-v1", 2, {"vectorization_mode": "async"}, "async"),
-        ("CartPole-v1", 2, {"vectorization_mode": "vector_entry_point"}, "own"),
+        ("CartPole-v1", 2, {"vectorization_mode": "vector_entry_point"}, "vector class"),
+        ("CartPole-v1", 32, {"num_members": 2}, "a vector class for each member"),
+        ("CartPole-v1", 30, {"num_members": 2}, "sync"),  # fifteen of a member
+        ("CartPole-v1", 2, {"num_members": 2, "vectorization_mode": "async"}, "async"),
         ("Acrobot-v1", 16, {}, "sync"),
     ],
 )
@@ -68,11 +74,11 @@ def test_mode_is_the_one_asked_for_or_the_fastest_that_fits(
     assert mode_of(make(env_id, num_envs, **arguments)) == expected
 
 
-def test_wrappers_in_the_registration_keep_an_environment_from_its_own_vector_env(registry: dict[str, Any]) -> None:
+def test_wrappers_in_the_registration_keep_an_environment_from_its_vector_class(registry: dict[str, Any]) -> None:
     spec = gymnasium.wrappers.FlattenObservation(gymnasium.make("CartPole-v1")).spec
     registry["Wrapped-v0"] = dataclasses.replace(spec, id="Wrapped-v0")
     assert mode_of(make("Wrapped-v0", 1)) == "sync"
-    with pytest.raises(UserError, match="Wrapped-v0 has no vector environment of its own"):
+    with pytest.raises(UserError, match="Wrapped-v0 has no vector class"):
         make("Wrapped-v0", 1, vectorization_mode="vector_entry_point")
 
 
@@ -86,7 +92,7 @@ def test_episodes_restart_in_the_same_step(vectorization_mode: str) -> None:
 @pytest.mark.parametrize("vectorization_mode", ["sync", "async"])
 def test_last_observation_survives_an_environment_that_reuses_its_array(vectorization_mode: str) -> None:
     adapter = make("Reusing-v0", 2, vectorization_mode=vectorization_mode)
-    adapter.reset(seed=0)
+    adapter.reset([0])
     for expected, _ in zip(scripted_transitions(ScriptedEnv().script), range(12), strict=False):
         assert adapter.step(torch.zeros(2, 1, dtype=torch.int64)).next_obs.tolist() == [list(expected.next_obs)] * 2
     adapter.close()
@@ -96,7 +102,7 @@ def test_last_observation_survives_an_environment_that_reuses_its_array(vectoriz
 def test_kwargs_and_time_limit_reach_the_environment(vectorization_mode: str) -> None:
     kwargs = {"sutton_barto_reward": True, "max_episode_steps": 3}
     adapter = make("CartPole-v1", 2, kwargs=kwargs, vectorization_mode=vectorization_mode)
-    adapter.reset(seed=0)
+    adapter.reset([0])
     steps = [adapter.step(torch.tensor([[0], [1]])) for _ in range(3)]
     adapter.close()
     assert [step.reward.tolist() for step in steps] == [[0, 0]] * 3  # Sutton and Barto: -1 when the pole falls, else 0
@@ -113,15 +119,16 @@ def test_processes_of_environments_end_with_the_run(end: str, code: int) -> None
 
 def test_box_actions_are_cut_into_bins() -> None:
     adapter = make("Pendulum-v1", 2, action_bins=3)
-    adapter.reset(seed=0)
+    adapter.reset([0])
     assert adapter.actions.num_choices == (3,) and adapter.observations.size == 3
     assert adapter.step(torch.tensor([[0], [2]])).reward.shape == (2,)
     adapter.close()
 
 
-def test_tensors_lie_on_the_device() -> None:
-    adapter = make("CartPole-v1", 2, device="meta")
-    assert adapter.reset(seed=0).device.type == "meta"
+@pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
+def test_tensors_lie_on_the_device(mode: str) -> None:
+    adapter = make("CartPole-v1", 2, num_members=2, device="meta", vectorization_mode=mode)
+    assert adapter.reset([0, 1]).device.type == "meta"
     assert {tensor.device.type for tensor in adapter.step(torch.zeros(2, 1, dtype=torch.int64))} == {"meta"}
 
 
@@ -130,10 +137,11 @@ def test_bindings_of_box2d_do_not_warn() -> None:
     make("LunarLander-v3", 1).close()
 
 
-def test_frames_come_from_every_environment() -> None:
+@pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
+def test_frames_come_from_every_environment(mode: str) -> None:
     pytest.importorskip("pygame")
-    adapter = make("CartPole-v1", 2, render_mode="rgb_array")
-    adapter.reset(seed=0)
+    adapter = make("CartPole-v1", 2, num_members=2, render_mode="rgb_array", vectorization_mode=mode)
+    adapter.reset([0, 1])
     assert [frame.shape for frame in adapter.render()] == [(400, 600, 3)] * 2
     adapter.close()
 
@@ -141,7 +149,7 @@ def test_frames_come_from_every_environment() -> None:
 def test_rendering_without_pygame_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pygame", None)
     adapter = make("CartPole-v1", 1, render_mode="rgb_array")
-    adapter.reset(seed=0)
+    adapter.reset([0])
     with pytest.raises(UserError, match=r'CartPole-v1 cannot be rendered: .*"gymnasium\[classic.control\]"'):
         adapter.render()
 
@@ -187,7 +195,7 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "no environments": ("CartPole-v1", {"num_envs": 0}, "env.num_envs must be at least 1; got 0"),
     "unknown mode": ("CartPole-v1", {"vectorization_mode": "fast"}, "must be one of auto, sync, .*; got 'fast'"),
-    "none of its own": ("Acrobot-v1", {"vectorization_mode": "vector_entry_point"}, "Acrobot-v1 has no vector env"),
+    "none of its own": ("Acrobot-v1", {"vectorization_mode": "vector_entry_point"}, "Acrobot-v1 has no vector class"),
     "unknown kwarg": ("CartPole-v1", {"kwargs": {"gravity": 1}}, "does not know env.kwargs gravity; it takes: sutton_"),
     "kwarg of another": (
         "CartPole-v1",
@@ -205,8 +213,8 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         {"kwargs": {"anything": 3}},
         "Wordy-v0 has observation space",
     ),  # its constructor's choice
-    "no autoreset mode": ("Native-v0", {}, r"Native-v0: .* metadata\['autoreset_mode'\] = None"),
-    "kwarg of neither": ("Native-v0", {"kwargs": {"x": 1}}, "Native-v0 has only a vector environment of its own"),
+    "no autoreset mode": ("OnlyVector-v0", {}, r"OnlyVector-v0: .* metadata\['autoreset_mode'\] = None"),
+    "kwarg of neither": ("OnlyVector-v0", {"kwargs": {"x": 1}}, "OnlyVector-v0 has only a vector class"),
     "own setting": ("CartPole-v1", {"kwargs": {"num_envs": 3}}, "env.kwargs must not contain num_envs"),
     "no frames": (
         "Probe/Choice-v0",
@@ -248,6 +256,14 @@ def test_version_that_cannot_run_names_the_newest() -> None:
         pytest.raises(UserError, match="HalfCheetah-v3 cannot be made, use HalfCheetah-v5"),
     ):
         make("HalfCheetah-v3", 1)
+
+
+def test_every_members_vector_class_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[Any] = []
+    monkeypatch.setattr(CartPoleVectorEnv, "close", lambda env: closed.append(env))
+    adapter = make("CartPole-v1", 32, num_members=2)
+    adapter.close()
+    assert [env.unwrapped for env in closed] == [member.vector_env.unwrapped for member in adapter.members]
 
 
 def test_refused_environment_is_closed() -> None:

@@ -150,14 +150,12 @@ def test_one_that_fails_again_is_replaced_again_and_each_is_closed(monkeypatch: 
 
     monkeypatch.setattr(FailingEnv, "reset", failing_reset)
     env = envs.make(ENV_ID, 1, on_error="restart")
-    env.reset(seed=0)
+    env.reset([0])
     assert env.restarts.tolist() == [1] and len(closed) == 2
 
 
-def test_an_environment_all_in_one_cannot_be_replaced() -> None:
-    with pytest.raises(
-        UserError, match="has a vector environment of its own, all in one; set env.vectorization_mode=sync"
-    ):
+def test_an_environment_of_a_vector_class_cannot_be_replaced() -> None:
+    with pytest.raises(UserError, match="has a vector class, which is one for all; set env.vectorization_mode=sync"):
         envs.make("CartPole-v1", 16, on_error="restart")
     envs.make("Tensor/CartPole-v1", 16, on_error="restart").close()  # never fails
 

@@ -246,7 +246,7 @@ def learn_probe(
     agent = GumbelActorCritic(
         config, env.observations.size, ActionSpace(env.actions.num_choices), normalizer, generator=generator
     )
-    obs = env.reset(0).unsqueeze(0)
+    obs = env.reset([0]).unsqueeze(0)
     for step_number in range(steps):
         env_steps = 2 * step_number
         action = agent.explore(obs, agent.draw_exploration(), uniform=agent.is_warming_up(env_steps))

@@ -14,7 +14,16 @@ from scripted_env import SCRIPTS, TERMINATED, TRUNCATED, Episode
 from torch import Generator, Tensor
 
 import envs
-from envs import FactoredActions, FunctionalEnv, FunctionalVectorEnv, GymnasiumAdapter, MaskReader, TensorEnv, UserError
+from envs import (
+    FactoredActions,
+    FunctionalEnv,
+    FunctionalVectorEnv,
+    GymnasiumAdapter,
+    MaskReader,
+    MemberEnvs,
+    TensorEnv,
+    UserError,
+)
 
 MODES = list(AutoresetMode)
 DISCRETE, MULTI_DISCRETE, MULTI_BINARY = (
@@ -123,7 +132,7 @@ def test_masks_are_those_of_their_observations(make_env: Any, mode: AutoresetMod
 def test_masks_of_taxi_are_those_of_its_states(vector_class: Any, mode: AutoresetMode, generator: Generator) -> None:
     make = partial(gymnasium.make, "Taxi-v4", max_episode_steps=7)
     adapter, taxi = GymnasiumAdapter(vector_class([make] * 3, autoreset_mode=mode)), make().unwrapped
-    obs, num_truncated = adapter.reset(0), 0
+    obs, num_truncated = adapter.reset([0]), 0
     for _ in range(60):
         expected = np.array([taxi.action_mask(state) for state in obs.argmax(-1)], dtype=bool)
         assert np.array_equal(adapter.masks.obs[:, 0].numpy(), expected) and not expected.all()
@@ -161,14 +170,14 @@ def test_masks_reach_another_device_in_place() -> None:
 
 def test_environment_without_masks_has_none() -> None:
     for env in (envs.make("CartPole-v1", 2), envs.make("Tensor/CartPole-v1", 2)):
-        env.reset(0)
+        env.reset([0])
         env.step(torch.zeros(2, 1, dtype=torch.int64))
         assert env.masks is None
 
 
 def test_masks_are_ignored_where_the_key_is_none() -> None:
     adapter = envs.make("Taxi-v4", 1, action_mask_key=None)
-    adapter.reset(0)
+    adapter.reset([0])
     assert adapter.masks is None
 
 
@@ -288,7 +297,7 @@ def test_masks_of_tensor_environments_are_those_that_gymnasium_would_get(
 ) -> None:
     vector_env = TurnstileVectorEnv(3, max_episode_steps)
     tensor, adapter = vector_env.tensor_env(), GymnasiumAdapter(vector_env)
-    tensor.reset(0), adapter.reset(0)
+    tensor.reset([0]), adapter.reset([0])
     for _ in range(12):
         assert torch.equal(torch.stack(tensor.masks), torch.stack(adapter.masks))
         action = legal_actions(tensor.masks.obs, generator)
@@ -300,11 +309,21 @@ def test_masks_of_tensor_environments_are_those_that_gymnasium_would_get(
         assert (tensor.masks.next_obs.sum((1, 2)) == 5)[step.terminated].all()
 
 
+def test_masks_of_members_with_a_vector_class_each_are_those_of_all(generator: Generator) -> None:
+    members = MemberEnvs([GymnasiumAdapter(TurnstileVectorEnv(2)) for _ in range(3)])
+    together = TensorEnv(Turnstile(6), 4, num_members=3)
+    together.reset([0, 1, 2]), members.reset([0, 1, 2])
+    for _ in range(12):
+        assert torch.equal(torch.stack(together.masks), torch.stack(members.masks))
+        action = legal_actions(together.masks.obs, generator)
+        together.step(action), members.step(action)
+
+
 def test_tensor_environment_without_legal_choice_is_an_error(generator: Generator) -> None:
     env = Turnstile(2)
     env.stuck = True
     tensor = TensorEnv(env)
-    tensor.reset(0)
+    tensor.reset([0])
     with pytest.raises(UserError, match="Turnstile: environment 0 has no legal choice for action factor 0 at step 3"):
         for _ in range(3):
             tensor.step(legal_actions(tensor.masks.obs, generator))

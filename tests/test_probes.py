@@ -11,7 +11,7 @@ from envs.probes import TIME_LIMIT, register_probes
 def episode(name: str, action: int = 0, seed: int = 0) -> tuple[list[float], list[float], bool]:
     """The observations acted on, the rewards, and whether a time limit was the end."""
     adapter = make(f"Probe/{name}-v0", 1)
-    obs, observations, rewards = adapter.reset(seed), [], []
+    obs, observations, rewards = adapter.reset([seed]), [], []
     for _ in range(100):
         step = adapter.step(torch.tensor([[action]]))
         observations.append(obs.item())
@@ -56,7 +56,7 @@ def test_time_limit_truncates_and_does_not_show_in_the_observation() -> None:
 
 def test_barred_choice_pays_in_the_second_step_and_bars_the_best_half_of_the_time() -> None:
     adapter = make("Probe/BarredChoice-v0", 400)
-    adapter.reset(0)
+    adapter.reset([0])
     assert adapter.masks.obs.all()
     middle = adapter.step(torch.zeros(400, 1, dtype=torch.int64))
     assert (middle.reward == 0).all() and (middle.obs == 1).all()
@@ -68,7 +68,7 @@ def test_barred_choice_pays_in_the_second_step_and_bars_the_best_half_of_the_tim
 
 def test_barred_choice_is_an_error_where_it_is_barred() -> None:
     adapter = make("Probe/BarredChoice-v0", 20)
-    adapter.reset(0)
+    adapter.reset([0])
     adapter.step(torch.zeros(20, 1, dtype=torch.int64))
     with pytest.raises(RuntimeError, match="action 2 is barred"):
         adapter.step(torch.full((20, 1), 2))

@@ -120,7 +120,7 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
     env = envs.make(name, 4)
     normalizer = ObservationNormalizer(1, torch.ones(1, dtype=torch.bool))
     learner = Reinforce(config, 1, ActionSpace((2,)), normalizer, generator=Generator().manual_seed(0))
-    obs = env.reset(0).unsqueeze(0)
+    obs = env.reset([0]).unsqueeze(0)
     for step_number in range(600):
         action = learner.explore(obs, learner.draw_exploration(), uniform=False)
         step = Step(*(x.unsqueeze(0) for x in env.step(action[0])))

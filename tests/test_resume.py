@@ -148,12 +148,11 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
                 loop.begin_episodes(2 * i, seed=7)
 
     first, second = loop(), loop()
-    if isinstance(first.env, GymnasiumAdapter):
-        first.env.taken = []
+    first.env.record_actions_()
     iterate(first, range(34))
     saved = capture(first.state())
     restore(second.state(), saved)
-    if isinstance(first.env, GymnasiumAdapter) and isinstance(second.env, GymnasiumAdapter):
+    if not first.env.has_state:
         assert len(first.env.journal()["env/actions"]) == 8
         second.env.repeat(first.env.journal())
     iterate(first, range(34, 40))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from envs import TensorEnv, make
+from envs import RandomStreams, TensorEnv, make
 from envs.tensor.chain_bandit import ChainBandit
 from envs.tensor.parity_bandit import ParityBandit
 
@@ -32,7 +32,7 @@ def joint_actions(num_factors: int, num_choices: int) -> Tensor:
 def rewards(env: ChainBandit, actions: Tensor) -> Tensor:
     """Of every action in every context, [S, A]."""
     context = torch.arange(env.num_contexts).repeat_interleave(len(actions))
-    reward = env.reward(context, actions.repeat(env.num_contexts, 1), context, Generator())
+    reward = env.reward(context, actions.repeat(env.num_contexts, 1), context, RandomStreams([0]))
     assert reward.dtype == torch.float32
     return reward.view(env.num_contexts, -1).double()
 
@@ -62,8 +62,9 @@ def test_chain_bandits_reward_is_the_formula_of_its_docstring(generator: Generat
     tables = Generator().manual_seed(9)
     u = torch.randn(5, num_factors, num_choices, generator=tables)
     w = torch.randn(5, num_factors - 1, num_choices, num_choices, generator=tables)
-    context, action = env.initial(generator), torch.randint(num_choices, (50, num_factors), generator=generator)
-    reward = env.reward(context, action, env.transition(context, action, generator), generator)
+    rng = RandomStreams(range(50))
+    context, action = env.initial(rng), torch.randint(num_choices, (50, num_factors), generator=generator)
+    reward = env.reward(context, action, env.transition(context, action, rng), rng)
     for s, a, r in zip(context.tolist(), action.tolist(), reward.tolist(), strict=True):
         own = sum(u[s, k, a[k]].item() for k in range(num_factors))
         links = sum(w[s, k, a[k], a[k + 1]].item() for k in range(num_factors - 1))
@@ -98,10 +99,10 @@ def test_chain_bandit_holds_a_trillion_actions(num_factors: int, num_choices: in
         for first, second in itertools.product(range(num_choices), repeat=2):
             candidate = action.clone()
             candidate[:, pair], candidate[:, pair + 1] = first, second
-            tried.append(env.env.reward(context, candidate, context, env.generator))
+            tried.append(env.env.reward(context, candidate, context, env.streams))
         best = torch.stack(tried).argmax(0)
         action[:, pair], action[:, pair + 1] = best // num_choices, best % num_choices
-    env.reset(0)
+    env.reset([0])
     reward = env.step(action).reward
     assert reward.max().item() == pytest.approx(env.env.optimum(), abs=1e-4)
 
@@ -115,7 +116,7 @@ def test_chain_bandits_tables_come_from_their_seed_alone() -> None:
 
 def test_chain_bandit_shows_the_context_that_pays() -> None:
     env = tensor_env(CHAIN, 400, num_contexts=5)
-    obs = env.reset(0)
+    obs = env.reset([0])
     assert env.observations.size == 5 and (obs.sum(1) == 1).all() and obs.any(0).all()
     action = torch.randint(6, (400, 8), generator=Generator().manual_seed(0))
     expected = rewards(env.env, action)[obs.argmax(1), torch.arange(400)]
@@ -134,7 +135,7 @@ def parity_contexts(num_bits: int, num_chosen: int) -> Tensor:
 @pytest.mark.parametrize(("num_bits", "num_chosen"), [(2, 2), (5, 2), (5, 3), (6, 6)])
 def test_no_choice_of_fewer_bits_than_chosen_has_an_advantage(num_bits: int, num_chosen: int) -> None:
     """The mean over the other bits is one half, whichever of the bits are held at whatever values."""
-    actions, rng = joint_actions(num_bits, 2).to(torch.int8), Generator()
+    actions, rng = joint_actions(num_bits, 2).to(torch.int8), RandomStreams([0])
     for context in parity_contexts(num_bits, num_chosen):
         state = context.expand(len(actions), -1)
         reward = ParityBandit(num_bits=num_bits, num_chosen=num_chosen).reward(state, actions, state, rng)
@@ -146,7 +147,7 @@ def test_no_choice_of_fewer_bits_than_chosen_has_an_advantage(num_bits: int, num
 
 
 def test_parity_bandit_rewards_the_wanted_parity_of_the_chosen_bits() -> None:
-    env, rng = ParityBandit(num_bits=3, num_chosen=2), Generator()
+    env, rng = ParityBandit(num_bits=3, num_chosen=2), RandomStreams([0])
     state = torch.tensor([[1, 0, 1, 0], [1, 0, 1, 1], [0, 1, 1, 1], [0, 1, 1, 0]], dtype=torch.int8)
     action = torch.tensor([[1, 1, 1], [1, 1, 1], [1, 1, 0], [1, 1, 0]], dtype=torch.int8)
     reward = env.reward(state, action, state, rng)
@@ -154,7 +155,7 @@ def test_parity_bandit_rewards_the_wanted_parity_of_the_chosen_bits() -> None:
 
 
 def test_parity_bandits_optimum_and_random_value_are_those_of_enumeration() -> None:
-    env, rng, actions = ParityBandit(num_bits=5, num_chosen=3), Generator(), joint_actions(5, 2).to(torch.int8)
+    env, rng, actions = ParityBandit(num_bits=5, num_chosen=3), RandomStreams([0]), joint_actions(5, 2).to(torch.int8)
     states = [context.expand(len(actions), -1) for context in parity_contexts(5, 3)]
     reward = torch.stack([env.reward(state, actions, state, rng) for state in states])
     assert (reward.amax(1) == env.optimum()).all() and (reward.mean(1) == env.random_value()).all()
@@ -163,7 +164,7 @@ def test_parity_bandits_optimum_and_random_value_are_those_of_enumeration() -> N
 def test_parity_bandits_contexts_are_all_alike() -> None:
     """Within 5 standard errors of the uniform distribution over C(5, 3) * 2 contexts."""
     count, contexts = 40_000, parity_contexts(5, 3)
-    drawn = ParityBandit(count, num_bits=5, num_chosen=3).initial(Generator().manual_seed(0))
+    drawn = ParityBandit(count, num_bits=5, num_chosen=3).initial(RandomStreams(range(count)))
     share = (drawn.unsqueeze(1) == contexts).all(2).double().mean(0)
     assert len(share) == 20 and share.sum() == pytest.approx(1)
     assert (share - 1 / 20).abs().max() < 5 * math.sqrt(19 / 400 / count)
@@ -172,7 +173,7 @@ def test_parity_bandits_contexts_are_all_alike() -> None:
 @pytest.mark.parametrize("env_id", [CHAIN, PARITY])
 def test_every_step_of_a_bandit_terminates_and_draws_another_context(env_id: str) -> None:
     env = tensor_env(env_id, 100)
-    obs = env.reset(0)
+    obs = env.reset([0])
     for _ in range(3):
         step = env.step(torch.zeros(100, len(env.actions.num_choices), dtype=torch.int64))
         assert step.terminated.all() and not step.truncated.any()

@@ -16,6 +16,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from torch import Generator, Tensor
 
+from envs import RandomStreams
 from envs.tensor.acrobot import Acrobot
 from envs.tensor.cartpole import CartPole
 from envs.tensor.frozen_lake import FrozenLake
@@ -63,7 +64,7 @@ def gymnasium_steps(env_id: str, states: Tensor, actions: Tensor, **kwargs: Any)
 
 
 def our_steps(env: FunctionalEnv, state: Tensor, action: Tensor) -> tuple[np.ndarray, ...]:
-    rng = Generator()
+    rng = RandomStreams([0])  # nothing is drawn
     next_state = env.transition(state, action, rng)
     values = next_state, env.observation(next_state, rng), env.reward(state, action, next_state, rng)
     return tuple(value.numpy() for value in (*values, env.terminal(next_state, rng)))
@@ -128,9 +129,9 @@ def test_mountain_car_ends_only_with_the_goal_velocity(goal_velocity: float, gen
 def test_episodes_are_those_of_gymnasium_with_its_time_limit(env_id: str, time_limit: int) -> None:
     num_envs, num_steps = 4, 300
     env = TensorEnv(ENVS[env_id](num_envs, dtype=torch.float64), time_limit)
-    env.reset(seed=0)
+    env.reset([0])
     twins: list[Any] = [gymnasium.make(env_id, max_episode_steps=time_limit) for _ in range(num_envs)]
-    for twin, state in zip(twins, env.state.numpy(), strict=True):
+    for twin, state in zip(twins, env.env_state.numpy(), strict=True):
         twin.reset(seed=0)
         twin.unwrapped.state = state.copy()
     actions = torch.randint(int(env.env.action_space.n), (num_steps, num_envs, 1), generator=Generator().manual_seed(0))
@@ -146,8 +147,8 @@ def test_episodes_are_those_of_gymnasium_with_its_time_limit(env_id: str, time_l
             endings.add(ending)
             if terminated or truncated:
                 twin.reset()
-                twin.unwrapped.state = env.state[i].numpy().copy()
-            assert torch.equal(step.obs[i], env.env.observation(env.state, env.generator)[i].float())
+                twin.unwrapped.state = env.env_state[i].numpy().copy()
+            assert torch.equal(step.obs[i], env.env.observation(env.env_state, env.streams)[i].float())
             assert env.elapsed[i] == twin.get_wrapper_attr("_elapsed_steps")
     assert (False, True) in endings
     assert env_id != "CartPole-v1" or endings == {(False, False), (False, True), (True, False), (True, True)}
@@ -161,12 +162,12 @@ def test_episodes_are_those_of_gymnasium_with_its_time_limit(env_id: str, time_l
 def test_initial_states_are_uniform_as_gymnasiums(
     env_id: str, low: float, high: float, columns: int, by_autoreset: bool
 ) -> None:
-    """Mean and variance within 5 standard errors; uniformity itself is torch's."""
-    env = TensorEnv(ENVS[env_id](100_000), max_episode_steps=1)
-    env.reset(seed=0)
+    """Mean and variance within 5 standard errors; uniformity itself is tested with RandomStreams."""
+    env = TensorEnv(ENVS[env_id](20_000), max_episode_steps=1)
+    env.reset([0])
     if by_autoreset:
         env.step(torch.zeros(env.num_envs, 1, dtype=torch.int64))
-    state = env.state.double()
+    state = env.env_state.double()
     assert (state[:, columns:] == 0).all()
     drawn, width = state[:, :columns], high - low
     assert (drawn >= low - 1e-7).all() and (drawn <= high + 1e-7).all()
@@ -174,7 +175,9 @@ def test_initial_states_are_uniform_as_gymnasiums(
     assert (mean_error < 5 * width / math.sqrt(12 * env.num_envs)).all()
     variance_error = ((drawn - (low + high) / 2).square().mean(0) - width**2 / 12).abs()
     assert (variance_error < 5 * width**2 / math.sqrt(180 * env.num_envs)).all()
-    assert (torch.corrcoef(drawn.T).reshape(columns, columns) - torch.eye(columns)).abs().max() < 5 / math.sqrt(1e5)
+    assert (torch.corrcoef(drawn.T).reshape(columns, columns) - torch.eye(columns)).abs().max() < 5 / math.sqrt(
+        env.num_envs
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,15 +190,16 @@ def test_initial_states_are_uniform_as_gymnasiums(
         {"desc": ["SFS", "HFG"]},
     ],
 )
-def test_frozen_lake_steps_as_the_table_of_gymnasium_says(kwargs: dict[str, Any], generator: Generator) -> None:
+def test_frozen_lake_steps_as_the_table_of_gymnasium_says(kwargs: dict[str, Any]) -> None:
     """Every state and action: no outcome but those of the table, each within 5 standard errors of its probability."""
-    table, draws = FrozenLakeEnv(**kwargs).P, 20_000
+    table, draws = FrozenLakeEnv(**kwargs).P, 500
     pairs = [(tile, action) for tile in table for action in table[tile]]
     tile, action = torch.tensor(pairs).repeat_interleave(draws, 0).unbind(1)
     env = FrozenLake(len(tile), **kwargs)
-    next_tile = env.transition(tile, action, generator)
-    reward = env.reward(tile, action, next_tile, generator).view(-1, draws)
-    terminated = env.terminal(next_tile, generator).view(-1, draws)
+    rng = RandomStreams(range(len(tile)))
+    next_tile = env.transition(tile, action, rng)
+    reward = env.reward(tile, action, next_tile, rng).view(-1, draws)
+    terminated = env.terminal(next_tile, rng).view(-1, draws)
     next_tile = next_tile.view(-1, draws)
     for row, (from_tile, chosen) in enumerate(pairs):
         outcomes: dict[int, float] = {}
@@ -211,6 +215,6 @@ def test_frozen_lake_steps_as_the_table_of_gymnasium_says(kwargs: dict[str, Any]
 
 def test_frozen_lake_starts_on_any_of_its_start_tiles() -> None:
     env = TensorEnv(FrozenLake(40_000, desc=["SFS", "HFG"]))
-    start = env.reset(seed=0).mean(0)
+    start = env.reset([0]).mean(0)
     assert start.nonzero().flatten().tolist() == [0, 2]
     assert abs(start[0] - 0.5) < 5 * 0.5 / math.sqrt(40_000)

@@ -13,10 +13,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Generator, Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from envs import FunctionalEnv, GymnasiumAdapter, Step, TensorEnv, UserError, make
+from envs import FunctionalEnv, GymnasiumAdapter, RandomStreams, Step, TensorEnv, UserError, make
 from envs.spaces import FactoredActions, FlatObservations
 from envs.tensor.functional import _decoder, _flattener
 from envs.tensor.registration import OWN, TWINS, register_tensor_envs
+from envs.vector_environment import environment_seeds
 
 HARVEST = "Tensor/Harvest-v0"
 IDS = (*TWINS, *OWN)
@@ -34,8 +35,8 @@ def random_actions(env: Any, num_steps: int, seed: int = 0, device: str = "cpu")
     return torch.randint(num_choices, shape, generator=Generator().manual_seed(seed)).to(device)
 
 
-def rollout(env: Any, num_steps: int, seed: int | None = 0) -> tuple[Tensor, list[Step]]:
-    obs = env.reset(seed)
+def rollout(env: Any, num_steps: int, seed: int = 0) -> tuple[Tensor, list[Step]]:
+    obs = env.reset([seed])
     return obs, [env.step(action) for action in random_actions(env, num_steps)]
 
 
@@ -70,7 +71,7 @@ def test_seed_decides_everything(env_id: str) -> None:
 @pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "Tensor/Acrobot-v1", "Tensor/MountainCar-v0"])
 def test_environments_start_apart_from_each_other(env_id: str) -> None:
     env = tensor_env(env_id, 8)
-    starts = torch.cat([env.reset(seed) for seed in (0, 1, None, None)])
+    starts = torch.cat([env.reset(seeds) for seeds in ([0], [1], None, None)])
     assert len(starts.unique(dim=0)) == 32
 
 
@@ -81,20 +82,20 @@ def test_environments_without_a_seed_differ_from_run_to_run() -> None:
 @pytest.mark.parametrize("env_id", IDS)
 def test_tensors_handed_out_never_change(env_id: str) -> None:
     env = tensor_env(env_id, 8, max_episode_steps=7)
-    obs = env.reset(0)
+    obs = env.reset([0])
     handed_out, copies = [obs], [obs.clone()]
     for action in random_actions(env, 30):
         step = env.step(action)
         handed_out += step
         copies += [x.clone() for x in step]
-    env.reset(1)
+    env.reset([1])
     assert all(map(torch.equal, handed_out, copies))
 
 
 @pytest.mark.parametrize("env_id", IDS)
 def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: str) -> None:
     env = tensor_env(env_id, 64, max_episode_steps=5)
-    env.reset(0)
+    env.reset([0])
     elapsed = torch.zeros(64, dtype=torch.int64)
     for action in random_actions(env, 40):
         step = env.step(action)
@@ -104,7 +105,7 @@ def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: st
         assert torch.equal(step.obs[~ended], step.next_obs[~ended])
         elapsed[ended] = 0
         assert torch.equal(env.elapsed, elapsed)
-        assert torch.equal(step.obs, env._flatten(env.env.observation(env.state, env.generator)))
+        assert torch.equal(step.obs, env._flatten(env.env.observation(env.env_state, env.streams)))
     env.elapsed.fill_(4)  # all end in the next step
     step = env.step(action)
     assert step.truncated.all() and (step.obs != step.next_obs).any()
@@ -116,7 +117,7 @@ def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: st
         begun, ended = (obs.view(64, 4, 2, 7)[..., 3].all(-1) for obs in (step.obs, step.next_obs))  # who is home
         assert ended.any() and not begun.any()
     elif "Bandit" not in env_id:
-        assert (step.obs - env.reset(1)).abs().max() <= 0.2 + 1e-6
+        assert (step.obs - env.reset([1])).abs().max() <= 0.2 + 1e-6
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -126,9 +127,10 @@ def test_gymnasiums_face_shows_the_same_trajectory(env_id: str) -> None:
         closing(gymnasium.make_vec(env_id, 6, max_episode_steps=8)) as vector_env,
         closing(GymnasiumAdapter(vector_env)) as adapter,
     ):
-        seed = adapter._seeds(3)
+        (seed,) = environment_seeds([3], 1)
         env = tensor_env(env_id, 6, max_episode_steps=8)
-        assert torch.equal(adapter.reset(3), env.reset(seed))
+        obs = env._flatten(env.start(range(seed, seed + 6)))
+        assert torch.equal(adapter.reset([3]), obs)
         for action in random_actions(env, 40):
             assert same(adapter.step(action), env.step(action))
 
@@ -218,7 +220,7 @@ def test_factory_returns_tensors_unless_told_otherwise(env_id: str) -> None:
         env.close()
     with closing(make(env_id, 2, vectorization_mode="sync")) as adapter:
         assert isinstance(adapter, GymnasiumAdapter) and adapter.spec_id == env_id
-        assert adapter.reset(0).shape == env.reset(0).shape
+        assert adapter.reset([0]).shape == env.reset([0]).shape
 
 
 @pytest.mark.parametrize("env_id", [*TWINS, HARVEST])
@@ -226,7 +228,7 @@ def test_single_environments_pass_gymnasiums_checks_and_give_frames(env_id: str)
     pytest.importorskip("pygame")
     with closing(make(env_id, 1, render_mode="rgb_array")) as env:
         assert isinstance(env, GymnasiumAdapter)
-        env.reset(seed=0)
+        env.reset([0])
         env.step(torch.zeros(1, 1, dtype=torch.int64))
         (frame,) = env.render()
         assert frame.ndim == 3 and frame.shape[-1] == 3 and frame.dtype == np.uint8 and frame.std() > 0
@@ -352,18 +354,16 @@ class Recorder(TorchDispatchMode):
 @pytest.mark.parametrize("env_id", IDS)
 def test_step_is_one_static_program_on_preallocated_state(env_id: str) -> None:
     env = tensor_env(env_id, 4, max_episode_steps=3)
-    env.reset(0)
-    state = env.state if isinstance(env.state, tuple) else (env.state,)
-    addresses = [tensor.data_ptr() for tensor in (*state, env.elapsed)]
+    env.reset([0])
+    addresses = {name: tensor.data_ptr() for name, tensor in env.state().items()}
     programs = []
     for action in random_actions(env, 12):
         with Recorder() as recorder:
             env.step(action)
         programs.append(recorder.operations)
-    env.reset(1)
+    env.reset([1])
     assert all(program == programs[0] for program in programs)
-    state = env.state if isinstance(env.state, tuple) else (env.state,)
-    assert [tensor.data_ptr() for tensor in (*state, env.elapsed)] == addresses
+    assert {name: tensor.data_ptr() for name, tensor in env.state().items()} == addresses
 
 
 @pytest.mark.parametrize("env_id", IDS)
@@ -371,7 +371,7 @@ def test_step_runs_in_inference_mode_and_out_of_it(env_id: str) -> None:
     expected = rollout(tensor_env(env_id, 4, max_episode_steps=5), 20)
     env = tensor_env(env_id, 4, max_episode_steps=5)
     with torch.inference_mode():
-        obs = env.reset(0)
+        obs = env.reset([0])
     actions = iter(random_actions(env, 20))
     steps = []
     for action in actions:
@@ -391,7 +391,7 @@ def cuda() -> Iterator[str]:
 def test_captured_graph_gives_the_eager_trajectory(env_id: str, cuda: str) -> None:
     def make_one() -> Any:
         env = make(env_id, 32, kwargs={"max_episode_steps": 7}, device=cuda)
-        env.reset(0)
+        env.reset([0])
         return env
 
     eager, captured = make_one(), make_one()
@@ -403,11 +403,10 @@ def test_captured_graph_gives_the_eager_trajectory(env_id: str, cuda: str) -> No
         captured.step(action)  # warms up
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(captured.generator)
     with torch.cuda.graph(graph, stream=stream):
         outcome = captured.step(action)
     torch.cuda.current_stream().wait_stream(stream)  # as in agent.training.acceleration
-    captured.reset(0)
+    captured.reset([0])
     for chosen in actions:
         action.copy_(chosen)
         graph.replay()
@@ -415,11 +414,11 @@ def test_captured_graph_gives_the_eager_trajectory(env_id: str, cuda: str) -> No
 
 
 @pytest.mark.parametrize("env_id", ["Tensor/CartPole-v1", "Tensor/Acrobot-v1", "Tensor/MountainCar-v0"])
-def test_device_computes_what_the_cpu_does(env_id: str, cuda: str, generator: Generator) -> None:
+def test_device_computes_what_the_cpu_does(env_id: str, cuda: str) -> None:
     on_cpu, on_device = (make(env_id, 1000, device=device) for device in ("cpu", cuda))
-    on_cpu.reset(0)
-    on_device.reset(0)
-    on_device.state.copy_(on_cpu.state)  # type: ignore[attr-defined]
+    on_cpu.reset([0])
+    on_device.reset([0])
+    on_device.env_state.copy_(on_cpu.env_state)  # type: ignore[attr-defined]
     action = random_actions(on_cpu, 1)[0]
     torch.testing.assert_close(on_device.step(action.to(cuda)).next_obs.cpu(), on_cpu.step(action).next_obs)
 
@@ -430,19 +429,19 @@ def test_functional_environment_may_be_anyones() -> None:
 
         observation_space, action_space = spaces.Box(0, np.inf, ()), spaces.Discrete(4, start=1)
 
-        def initial(self, rng: Generator, params: Any = None) -> Tensor:
+        def initial(self, rng: RandomStreams, params: Any = None) -> Tensor:
             return torch.zeros(self.num_envs)
 
-        def transition(self, state: Tensor, action: Tensor, rng: Generator, params: Any = None) -> Tensor:
+        def transition(self, state: Tensor, action: Tensor, rng: RandomStreams, params: Any = None) -> Tensor:
             return state + action
 
-        def observation(self, state: Tensor, rng: Generator, params: Any = None) -> Tensor:
+        def observation(self, state: Tensor, rng: RandomStreams, params: Any = None) -> Tensor:
             return state
 
         def reward(self, state: Tensor, action: Tensor, next_state: Tensor, rng: Any, params: Any = None) -> Tensor:
             return next_state - state
 
-        def terminal(self, state: Tensor, rng: Generator, params: Any = None) -> Tensor:
+        def terminal(self, state: Tensor, rng: RandomStreams, params: Any = None) -> Tensor:
             return state >= 5
 
     env = TensorEnv(Counter(2), max_episode_steps=3)

@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.utils.env_checker import check_env
 from torch import Generator, Tensor
 
-from envs import TensorEnv, UserError, make
+from envs import RandomStreams, TensorEnv, UserError, make
 from envs.tensor.cartpole import CartPole
 from envs.tensor.chain_bandit import ChainBandit
 from envs.tensor.k_cartpole import KCartPole
@@ -52,8 +52,8 @@ def test_poles_move_and_fall_as_that_many_cartpoles(num_poles: int, generator: G
 
 def test_one_pole_is_cartpole_step_for_step() -> None:
     env, cartpole = tensor_env(POLES, 16, num_poles=1), tensor_env("Tensor/CartPole-v1", 16)
-    obs, ended = env.reset(0), 0
-    assert torch.equal(obs, cartpole.reset(0)) and obs.is_contiguous()
+    obs, ended = env.reset([0]), 0
+    assert torch.equal(obs, cartpole.reset([0])) and obs.is_contiguous()
     for action in torch.randint(2, (200, 16, 1), generator=Generator().manual_seed(0)):
         for ours, theirs in zip(env.step(action), cartpole.step(action), strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -65,13 +65,13 @@ def test_one_pole_is_cartpole_step_for_step() -> None:
 def test_one_fallen_pole_ends_the_episode(pole: int) -> None:
     env, state = KCartPole(2, num_poles=3), torch.zeros(2, 3, 4)
     state[1, pole, 2] = 0.3
-    assert env.terminal(state, Generator()).tolist() == [False, True]
+    assert env.terminal(state, RandomStreams(range(2))).tolist() == [False, True]
 
 
 def test_kept_upright_the_poles_return_their_optimum() -> None:
     """A controller with the signs of a full state feedback balances all of them."""
     env = tensor_env(POLES, 3)
-    obs, total = env.reset(0), torch.zeros(3)
+    obs, total = env.reset([0]), torch.zeros(3)
     assert env.max_episode_steps == env.env.optimum() == 500 and env.env.optimum(9) == 9
     gain = torch.tensor([0.1, 0.3, 1.0, 1.0])
     for i in range(500):
@@ -94,11 +94,11 @@ def way_home(state: Tensor, home: int) -> Tensor:
 @pytest.mark.parametrize(("num_walkers", "size"), [(1, 2), (3, 4), (4, 7)])
 def test_the_straight_way_home_returns_exactly_the_optimum(num_walkers: int, size: int) -> None:
     env = tensor_env(WALKERS, 200, num_walkers=num_walkers, size=size)
-    env.reset(0)
-    optimum = env.env.optimum_from(env.state)
+    env.reset([0])
+    optimum = env.env.optimum_from(env.env_state)
     total, running = torch.zeros(200), torch.ones(200, dtype=torch.bool)
     for _ in range(2 * size):
-        step = env.step(way_home(env.state, size // 2))
+        step = env.step(way_home(env.env_state, size // 2))
         total += step.reward * running
         running &= ~step.terminated
     assert not running.any() and torch.equal(total, optimum) and optimum.max() < 0
@@ -116,7 +116,7 @@ def test_mean_optimum_is_that_of_all_starts(num_walkers: int, size: int) -> None
 
 def test_walkers_start_anywhere_but_at_home() -> None:
     count = 20_000
-    state = KWalkers(count, num_walkers=2, size=3).initial(Generator().manual_seed(0))
+    state = KWalkers(count, num_walkers=2, size=3).initial(RandomStreams(range(count)))
     cell = state[..., 0] * 3 + state[..., 1]
     pair = torch.bincount(cell[:, 0] * 9 + cell[:, 1], minlength=81).double().view(9, 9) / count
     away = torch.arange(9) != 4
@@ -125,7 +125,7 @@ def test_walkers_start_anywhere_but_at_home() -> None:
 
 
 def test_walkers_move_as_told_stop_at_walls_and_stay_at_home() -> None:
-    env, rng = KWalkers(5, num_walkers=3, size=3), Generator()
+    env, rng = KWalkers(5, num_walkers=3, size=3), RandomStreams([0])
     state = torch.tensor([[0, 0], [1, 1], [2, 2]]).expand(5, 3, 2)
     action = torch.arange(5).unsqueeze(1).expand(5, 3)
     successor = env.transition(state, action, rng)
@@ -135,7 +135,7 @@ def test_walkers_move_as_told_stop_at_walls_and_stay_at_home() -> None:
 
 
 def test_walkers_are_done_when_the_last_is_home() -> None:
-    env, rng = KWalkers(3, num_walkers=2, size=3), Generator()
+    env, rng = KWalkers(3, num_walkers=2, size=3), RandomStreams([0])
     state = torch.tensor([[[1, 1], [1, 1]], [[1, 1], [1, 0]], [[0, 1], [1, 1]]])
     assert env.terminal(state, rng).tolist() == [True, False, False]
     assert env.reward(state, torch.zeros(3, 2, dtype=torch.int64), state, rng).tolist() == [-1, -1, -1]
@@ -188,7 +188,8 @@ def test_single_environments_pass_gymnasiums_own_check(env_id: str) -> None:
 def test_single_environments_start_and_step_as_tensors_do(env_id: str) -> None:
     single, env = gymnasium.make(env_id), tensor_env(env_id, 1)
     obs, _ = single.reset(seed=5)
-    assert np.array_equal(env.observations.flatten_one(obs), env.reset(5)[0].numpy())
+    env.start([5])
+    assert np.array_equal(env.observations.flatten_one(obs), env.repeat({})[0].numpy())
     action = torch.tensor([[1, 0] * (len(env.actions.num_choices) // 2)])
     obs, reward, terminated, _, _ = single.step(env.actions.decode(action[0].numpy()))
     step = env.step(action)

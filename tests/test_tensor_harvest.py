@@ -1,6 +1,7 @@
 """Harvest is the game that its docstring describes, checked against a second writing of it in plain Python."""
 
 import math
+from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from envs import TensorEnv
+from envs import RandomStreams, TensorEnv
 from envs.tensor.harvest import COLOURS, PIXELS, Harvest, HarvestState, _free_cell
 
 STEPS = {0: (0, 0), 1: (-1, 0), 2: (1, 0), 3: (0, -1), 4: (0, 1)}
@@ -66,7 +67,7 @@ FRUITS: list[Cell] = [(0, 5), (1, 5), (8, 8), (5, 1)]
 
 def one_step(state: HarvestState, action: int, count: int = 1) -> tuple[HarvestState, Tensor, Tensor]:
     """The same step `count` times over, with different random numbers."""
-    env, rng = Harvest(count), Generator().manual_seed(0)
+    env, rng = Harvest(count), RandomStreams(range(count))
     many = HarvestState(*(x.expand(count, *x.shape[1:]) for x in state))
     actions = torch.full((count,), action)
     successor = env.transition(many, actions, rng)
@@ -75,17 +76,14 @@ def one_step(state: HarvestState, action: int, count: int = 1) -> tuple[HarvestS
 
 def test_steps_are_those_of_the_plain_python_game() -> None:
     num_envs, env = 40, TensorEnv(Harvest(40), max_episode_steps=200)
-    functional, rng = env.env, env.generator
-    env.reset(seed=0)
+    functional, rng = env.env, env.streams
+    env.reset([0])
     actions = torch.randint(5, (400, num_envs, 1), generator=Generator().manual_seed(0))
     seen: dict[float, int] = {}
     for action in actions:
-        before = HarvestState(*(x.clone() for x in env.state))
-        copy = Generator()
-        copy.set_state(rng.get_state())
-        uniform = torch.rand(num_envs, 3, generator=copy).numpy()
-        copy.set_state(rng.get_state())
-        successor = functional.transition(before, action[:, 0], copy)
+        before = HarvestState(*(x.clone() for x in env.env_state))
+        uniform = deepcopy(rng).uniform(3).numpy()
+        successor = functional.transition(before, action[:, 0], deepcopy(rng))
         step = env.step(action)
         for i in range(num_envs):
             expected = play(
@@ -105,14 +103,14 @@ def test_steps_are_those_of_the_plain_python_game() -> None:
 
 def test_observation_shows_player_fruit_and_hunters_in_planes_of_their_own() -> None:
     state = state_of((3, 4), FRUITS, [(3, 4), (9, 9)])
-    bits = Harvest().observation(state, Generator())[0]
+    bits = Harvest().observation(state, RandomStreams([0]))[0]
     assert bits.dtype == torch.int8 and Harvest().observation_space.contains(bits.numpy())
     assert [cells(plane.nonzero()) for plane in bits] == [[(3, 4)], sorted(FRUITS), [(3, 4), (9, 9)]]
 
 
 def test_episodes_begin_as_described() -> None:
     count = 40_000
-    state = Harvest(count).initial(Generator().manual_seed(0))
+    state = Harvest(count).initial(RandomStreams(range(count)))
     assert (state.hunters == torch.tensor(CORNERS)).all()
     starts = torch.bincount(state.player[:, 0] * 10 + state.player[:, 1], minlength=100).double() / count
     assert starts.nonzero().flatten().tolist() == [44, 45, 54, 55]
@@ -151,7 +149,7 @@ def test_free_cells_are_never_taken_whatever_the_random_number() -> None:
     uniform = torch.linspace(0, 1, 2000)[:-1].unsqueeze(1)
     cell = _free_cell(taken.expand(len(uniform), -1), uniform)
     assert set(cell.flatten().tolist()) == set(range(100)) - set(taken.flatten().tolist())
-    largest = _free_cell(taken, torch.tensor([[1 - 2**-24]]))  # the largest that torch.rand draws
+    largest = _free_cell(taken, torch.tensor([[1 - 2**-24]]))  # the largest of float32
     assert largest.item() == 97
 
 

@@ -46,7 +46,7 @@ def run_episodes(
     returns: list[list[list[float]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
     lengths: list[list[list[int]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
     policy.generator.manual_seed(seed)
-    obs = env.reset(seed)
+    obs = env.reset([seed])
     total, length = np.zeros((num_members, num_envs)), np.zeros((num_members, num_envs), dtype=np.int64)
     finished = np.zeros((num_members, num_envs), dtype=np.int64)
     while (finished < quota).any():

@@ -68,7 +68,7 @@ def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> States:
     """States that the policy comes by when it draws its actions, from all times of its episodes."""
     policy.generator.manual_seed(seed)
     visited: list[States] = []
-    obs = env.reset(seed).unflatten(0, (policy.num_members, -1))
+    obs = env.reset([seed]).unflatten(0, (policy.num_members, -1))
     for _ in range(NUM_STEPS):
         mask = None if env.masks is None else env.masks.obs.unflatten(0, (policy.num_members, -1)).clone()
         visited.append(States(obs.clone(), mask))

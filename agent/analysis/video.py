@@ -28,7 +28,7 @@ def record(policy: Policy, env: VectorEnvironment, folder: Path, seed: int, *, s
         raise UserError(f"{folder}: cannot make this folder for videos: {error.strerror}") from None
     member = policy.info.members[0]
     path = folder / f"{env.spec_id.replace('/', '-')}-seed{member.seed}-step{member.env_steps}-episode{seed}.mp4"
-    obs = env.reset(seed)
+    obs = env.reset([seed])
     policy.generator.manual_seed(seed)
     frame = np.asarray(env.render()[0])
     height, width = frame.shape[:2]

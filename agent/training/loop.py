@@ -17,7 +17,7 @@ from agent.reinforce import Reinforce
 from agent.state import State, named
 from agent.training.acceleration import CudaGraphs, compiled, pays_to_compile
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
-from envs import ACTION_MASK_KEY, Masks, Step, TensorEnv, VectorEnvironment
+from envs import ACTION_MASK_KEY, Masks, Step, VectorEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class TrainingLoop:
         binary = torch.from_numpy(env.observations.binary)
         self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=config.normalize_obs, device=device)
         self.generator = Generator(device).manual_seed(learner_seed)
-        first_obs = env.reset(env_seed)  # first, as it tells whether the environment gives masks
+        first_obs = env.reset([env_seed])  # first, as it tells whether the environment gives masks
         require_masks_asked_for(config, env)
         self.learner = ALGORITHMS[config.algorithm](
             config,
@@ -79,8 +79,7 @@ class TrainingLoop:
     def accelerate(self) -> None:
         """Where the learner is one static tensor program: CUDA graphs, or C++ where it pays."""
         if self.device.type == "cuda":
-            generators = [self.generator, *([self.env.generator] if isinstance(self.env, TensorEnv) else [])]
-            self.graphs = CudaGraphs(generators)
+            self.graphs = CudaGraphs([self.generator])
             return
         num_updates = round(self.config.total_env_steps * self.config.updates_per_step)
         wanted = self.config.compile
@@ -94,7 +93,7 @@ class TrainingLoop:
         uniform = self.learner.is_warming_up(env_steps + self.num_envs)
         if self.graphs is None:
             self.turn(num_updates, uniform)
-        elif isinstance(self.env, TensorEnv):
+        elif self.env.is_tensor_program:
             self.graphs(self.turn, num_updates, uniform)
         else:  # the device learns while the environments are simulated
             action = self.action.flatten(0, 1).cpu()  # before: a copy waits for what the device has to do
@@ -117,7 +116,7 @@ class TrainingLoop:
         self.wait()  # the environment writes to memory that copies to the device may still be read from
         self.learner.end_episodes(self.obs)
         self.episodes.running.zero_()
-        self.obs.copy_(self.by_member(self.env.reset(seed)))
+        self.obs.copy_(self.by_member(self.env.reset([seed])))
         if self.mask is not None and self.env.masks is not None:
             self.mask.copy_(self.by_member(self.env.masks.obs))
         self.normalizer.update(self.obs, self.all_valid)
@@ -130,8 +129,7 @@ class TrainingLoop:
         state: State = {"obs": self.obs, "action": self.action, "env_steps": self.env_steps, "random": self.generator}
         if self.mask is not None:
             state["mask"] = self.mask
-        if isinstance(self.env, TensorEnv):
-            state |= named("env", self.env.training_state())
+        state |= named("env", self.env.state())
         parts = {"learner": self.learner, "normalizer": self.normalizer, "episodes": self.episodes}
         for name, part in {**parts, "metrics": self.metrics}.items():
             state |= named(name, part.state())

@@ -28,7 +28,7 @@ from agent.training.setup import derived_seed, make_env, seed_streams, select_de
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
-from envs import GymnasiumAdapter, TensorEnv, UserError, VectorEnvironment
+from envs import UserError, VectorEnvironment
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
 
@@ -70,8 +70,8 @@ class Trainer:
         evaluation_envs = num_parallel_envs(self.num_members, config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
-        if isinstance(self.env, GymnasiumAdapter) and self.has_checkpoints:
-            self.env.taken = []
+        if self.has_checkpoints:
+            self.env.record_actions_()
         self.loop = TrainingLoop(config, self.env, self.device, self.seeds["environments"], self.seeds["learner"])
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
@@ -190,7 +190,7 @@ class Trainer:
     def pass_boundary(self) -> None:
         """A checkpoint at steps that the config alone decides; environments that cannot be saved begin anew there."""
         if self.has_checkpoints and self.milestones["checkpoint"].passed(self.env_steps):
-            if not isinstance(self.env, TensorEnv):
+            if not self.env.has_state:
                 self.loop.begin_episodes(self.env_steps, derived_seed(self.seeds["environments"], self.env_steps))
             self.saved_at = None
             self.save()
@@ -215,9 +215,7 @@ class Trainer:
             config=self.config.model_dump(),
             versions=self.versions,
         )
-        tensors = capture(self.state() | named("gradients", self.gradients))
-        if isinstance(self.env, GymnasiumAdapter):
-            tensors |= self.env.journal()
+        tensors = capture(self.state() | named("gradients", self.gradients)) | self.env.journal()
         self.checkpoints.save(info, tensors)
         self.saved_at = self.env_steps
 
@@ -226,7 +224,7 @@ class Trainer:
         info, tensors = checkpoint.info, checkpoint.tensors
         require_fit(checkpoint, self.state())
         restore(self.state(), tensors)
-        if isinstance(self.env, GymnasiumAdapter):
+        if not self.env.has_state:
             self.repeat_steps(checkpoint)
         if self.refills_replay and isinstance(self.loop.learner, GumbelActorCritic):
             self.loop.learner.learns_from += info.env_steps
@@ -247,7 +245,6 @@ class Trainer:
 
     def repeat_steps(self, checkpoint: Checkpoint) -> None:
         """Brings environments that cannot be saved to where they were, by the actions since they last began anew."""
-        assert isinstance(self.env, GymnasiumAdapter)
         obs = self.env.repeat(checkpoint.tensors)
         if not torch.equal(self.loop.by_member(obs), self.loop.obs):
             logger.warning(
@@ -279,9 +276,7 @@ class Trainer:
         columns = {**self.loop.episodes.read(), **self.loop.metrics.read(), **gradients}
         self.gradients = {}
         seconds = max(self.training_seconds, 1e-9)
-        restarts = np.zeros(self.num_members)
-        if isinstance(self.env, GymnasiumAdapter):
-            restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
+        restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
         rows: list[dict[str, float]] = []
         for i in range(self.num_members):
             row = {name: float(values[i]) for name, values in columns.items() if not np.isnan(values[i])}

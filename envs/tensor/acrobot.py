@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv
 from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
@@ -38,13 +39,13 @@ class Acrobot(FunctionalEnv[Tensor]):
         self._half_step, self._step = self.constant(SECONDS / 2), self.constant(SECONDS)
         self._turn = self.constant(2 * math.pi)
 
-    def initial(self, rng: Generator, params: Any = None) -> Float[Tensor, "E 4"]:
+    def initial(self, rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 4"]:
         """Laid out by columns, here and in `transition`, so that each variable lies in one piece."""
         columns = torch.empty(4, self.num_envs, device=self.device, dtype=self.dtype)
-        return columns.uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=rng).T
+        return columns.copy_(rng.uniform(4).T.mul(2 * INITIAL_RANGE).sub(INITIAL_RANGE)).T
 
     def transition(
-        self, state: Float[Tensor, "E 4"], action: Int64[Tensor, " E"], rng: Generator, params: Any = None
+        self, state: Float[Tensor, "E 4"], action: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None
     ) -> Float[Tensor, "E 4"]:
         """One step of the classical Runge-Kutta method; then angles are wrapped to [-pi, pi] and velocities clipped."""
         torque, y = self._torque.index_select(0, action), state.T
@@ -57,7 +58,7 @@ class Acrobot(FunctionalEnv[Tensor]):
         speeds = y[2].clamp(-MAX_SPEED_1, MAX_SPEED_1), y[3].clamp(-MAX_SPEED_2, MAX_SPEED_2)
         return torch.stack((*angles.unbind(), *speeds)).T
 
-    def observation(self, state: Float[Tensor, "E 4"], rng: Generator, params: Any = None) -> Float[Tensor, "E 6"]:
+    def observation(self, state: Float[Tensor, "E 4"], rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 6"]:
         cos, sin = state.cos(), state.sin()
         return torch.stack((cos[:, 0], sin[:, 0], cos[:, 1], sin[:, 1], state[:, 2], state[:, 3]), dim=1)
 
@@ -66,12 +67,12 @@ class Acrobot(FunctionalEnv[Tensor]):
         state: Float[Tensor, "E 4"],
         action: Int64[Tensor, " E"],
         next_state: Float[Tensor, "E 4"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         return self.terminal(next_state, rng).to(torch.float32) - 1.0
 
-    def terminal(self, state: Float[Tensor, "E 4"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Float[Tensor, "E 4"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         theta_1, theta_2, _, _ = state.unbind(1)
         return -theta_1.cos() - (theta_2 + theta_1).cos() > self._one
 

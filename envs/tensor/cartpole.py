@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float, Float32, Int64
-from torch import Generator, Tensor
+from jaxtyping import Bool, Float, Float32, Float64, Int64
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv
 from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
@@ -45,13 +46,19 @@ class CartPole(FunctionalEnv[Tensor]):
         self._gravity, self._inertia = self.constant(GRAVITY), self.constant(HALF_LENGTH * 4 / 3)
         self._max_position, self._max_angle = self.constant(MAX_POSITION), self.constant(MAX_ANGLE)
 
-    def initial(self, rng: Generator, params: Any = None) -> Float[Tensor, "E 4"]:
-        """Laid out by columns, here and in `transition`, so that each variable lies in one piece."""
+    def initial(self, rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 4"]:
+        return self.initial_from(rng.uniform(4))
+
+    def initial_from(self, uniform: Float64[Tensor, "E 4"]) -> Float[Tensor, "E 4"]:
+        """The initial states that numbers from [0, 1) stand for.
+
+        Laid out by columns, here and in `transition`, so that each variable lies in one piece.
+        """
         columns = torch.empty(4, self.num_envs, device=self.device, dtype=self.dtype)
-        return columns.uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=rng).T
+        return columns.copy_(uniform.T.mul(2 * INITIAL_RANGE).sub(INITIAL_RANGE)).T
 
     def transition(
-        self, state: Float[Tensor, "E 4"], action: Int64[Tensor, " E"], rng: Generator, params: Any = None
+        self, state: Float[Tensor, "E 4"], action: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None
     ) -> Float[Tensor, "E 4"]:
         """One Euler step, with c = m l / M and f the force over M:
 
@@ -67,7 +74,7 @@ class CartPole(FunctionalEnv[Tensor]):
         x_acc = torch.addcmul(push, negative, theta_acc)
         return state.add(torch.stack((x_dot, x_acc, theta_dot, theta_acc)).T, alpha=SECONDS)
 
-    def observation(self, state: Float[Tensor, "E 4"], rng: Generator, params: Any = None) -> Float[Tensor, "E 4"]:
+    def observation(self, state: Float[Tensor, "E 4"], rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 4"]:
         return state.contiguous()
 
     def reward(
@@ -75,14 +82,14 @@ class CartPole(FunctionalEnv[Tensor]):
         state: Float[Tensor, "E 4"],
         action: Int64[Tensor, " E"],
         next_state: Float[Tensor, "E 4"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         if self.sutton_barto_reward:
             return -self.terminal(next_state, rng).to(torch.float32)
         return self._reward
 
-    def terminal(self, state: Float[Tensor, "E 4"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Float[Tensor, "E 4"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         x, _, theta, _ = state.unbind(1)
         return (x.abs() > self._max_position) | (theta.abs() > self._max_angle)
 

@@ -9,6 +9,7 @@ from gymnasium import spaces
 from jaxtyping import Bool, Float32, Float64, Int64
 from torch import Generator, Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv, check_counts
 from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
@@ -56,10 +57,10 @@ class ChainBandit(FunctionalEnv[Tensor]):
         self.num_contexts = num_contexts
         self.observation_space = spaces.Discrete(num_contexts)
         self.action_space = spaces.MultiDiscrete([num_choices] * num_factors)
-        rng, num_links = Generator().manual_seed(table_seed), num_factors - 1  # on the CPU: alike for every device
+        tables, num_links = Generator().manual_seed(table_seed), num_factors - 1  # on the CPU: alike for every device
         scale = (num_factors + interaction**2 * num_links) ** -0.5
-        unary = torch.randn(num_contexts, num_factors, num_choices, generator=rng)
-        pairwise = torch.randn(num_contexts, num_links, num_choices, num_choices, generator=rng)
+        unary = torch.randn(num_contexts, num_factors, num_choices, generator=tables)
+        pairwise = torch.randn(num_contexts, num_links, num_choices, num_choices, generator=tables)
         self.unary: Float32[Tensor, "S K N"] = (scale * unary).to(self.device)
         self.pairwise: Float32[Tensor, "S K-1 N N"] = (scale * interaction * pairwise).to(self.device)
         self._factor = torch.arange(num_factors, device=self.device)
@@ -89,15 +90,15 @@ class ChainBandit(FunctionalEnv[Tensor]):
         """The expected reward of uniform actions in each context: the sum of the means of its tables."""
         return self.unary.double().mean(2).sum(1) + self.pairwise.double().mean((2, 3)).sum(1)
 
-    def initial(self, rng: Generator, params: Any = None) -> Int64[Tensor, " E"]:
-        return torch.randint(self.num_contexts, (self.num_envs,), generator=rng, device=self.device)
+    def initial(self, rng: RandomStreams, params: Any = None) -> Int64[Tensor, " E"]:
+        return rng.integers(self.num_contexts)
 
     def transition(
-        self, state: Int64[Tensor, " E"], action: Int64[Tensor, "E K"], rng: Generator, params: Any = None
+        self, state: Int64[Tensor, " E"], action: Int64[Tensor, "E K"], rng: RandomStreams, params: Any = None
     ) -> Int64[Tensor, " E"]:
         return state.clone()
 
-    def observation(self, state: Int64[Tensor, " E"], rng: Generator, params: Any = None) -> Int64[Tensor, " E"]:
+    def observation(self, state: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None) -> Int64[Tensor, " E"]:
         return state
 
     def reward(
@@ -105,7 +106,7 @@ class ChainBandit(FunctionalEnv[Tensor]):
         state: Int64[Tensor, " E"],
         action: Int64[Tensor, "E K"],
         next_state: Int64[Tensor, " E"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         context = state.unsqueeze(1)
@@ -113,7 +114,7 @@ class ChainBandit(FunctionalEnv[Tensor]):
         pairwise = self.pairwise[context, self._link, action[:, :-1], action[:, 1:]]
         return unary.sum(1) + pairwise.sum(1)
 
-    def terminal(self, state: Int64[Tensor, " E"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         """Asked of the states that a step leads to, all of which are."""
         return torch.ones_like(state, dtype=torch.bool)
 

@@ -8,8 +8,9 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.toy_text.frozen_lake import FrozenLakeEnv
 from jaxtyping import Bool, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv
 from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
@@ -38,34 +39,34 @@ class FrozenLake(FunctionalEnv[Tensor]):
         lake = FrozenLakeEnv(None, desc, map_name, is_slippery, success_rate, reward_schedule)
         num_tiles = lake.nrow * lake.ncol
         self.observation_space, self.action_space = spaces.Discrete(num_tiles), spaces.Discrete(NUM_ACTIONS)
-        probability, next_tile = (torch.zeros(num_tiles * NUM_ACTIONS, NUM_OUTCOMES) for _ in range(2))
+        shape = num_tiles * NUM_ACTIONS, NUM_OUTCOMES
+        probability, next_tile = torch.zeros(shape, dtype=torch.float64), torch.zeros(shape, dtype=torch.int64)
         for tile, actions in lake.P.items():
             for action, outcomes in actions.items():
                 for i, (p, successor, _, _) in enumerate(outcomes):
                     row = tile * NUM_ACTIONS + action
                     probability[row, i], next_tile[row, i] = p, successor
         self._first, self._second, _ = probability.cumsum(1).T.contiguous().to(self.device)
-        self._next_tile = next_tile.flatten().to(self.device, torch.int64)
+        self._next_tile = next_tile.flatten().to(self.device)
         tiles: np.ndarray = np.ravel(lake.desc)
         self._ends = torch.from_numpy((tiles == b"G") | (tiles == b"H")).to(self.device)
         goal, hole, frozen = reward_schedule
         self._reward = self.constant([{b"G": goal, b"H": hole}.get(tile, frozen) for tile in tiles.tolist()])
         self._starts = torch.from_numpy(np.flatnonzero(tiles == b"S")).to(self.device)
 
-    def initial(self, rng: Generator, params: Any = None) -> Int64[Tensor, " E"]:
+    def initial(self, rng: RandomStreams, params: Any = None) -> Int64[Tensor, " E"]:
         """Any of the tiles S."""
-        index = torch.randint(len(self._starts), (self.num_envs,), generator=rng, device=self.device)
-        return self._starts[index]
+        return self._starts[rng.integers(len(self._starts))]
 
     def transition(
-        self, state: Int64[Tensor, " E"], action: Int64[Tensor, " E"], rng: Generator, params: Any = None
+        self, state: Int64[Tensor, " E"], action: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None
     ) -> Int64[Tensor, " E"]:
         row = state * NUM_ACTIONS + action
-        uniform = torch.rand(self.num_envs, generator=rng, device=self.device)
+        uniform = rng.uniform()
         outcome = (uniform >= self._first[row]).to(torch.int64) + (uniform >= self._second[row])
         return self._next_tile[row * NUM_OUTCOMES + outcome]
 
-    def observation(self, state: Int64[Tensor, " E"], rng: Generator, params: Any = None) -> Int64[Tensor, " E"]:
+    def observation(self, state: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None) -> Int64[Tensor, " E"]:
         return state
 
     def reward(
@@ -73,12 +74,12 @@ class FrozenLake(FunctionalEnv[Tensor]):
         state: Int64[Tensor, " E"],
         action: Int64[Tensor, " E"],
         next_state: Int64[Tensor, " E"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         return self._reward[next_state].masked_fill(self._ends[state], 0.0)
 
-    def terminal(self, state: Int64[Tensor, " E"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         return self._ends[state]
 
 

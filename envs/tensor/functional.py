@@ -3,7 +3,7 @@
 Axes: E environment · K action factor · D observation.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import numpy as np
@@ -11,12 +11,13 @@ import torch
 from gymnasium import Space, spaces
 from gymnasium.experimental.functional import FuncEnv
 from jaxtyping import Bool, Float, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
 from envs.errors import UserError
-from envs.gymnasium_adapter import Step
 from envs.masks import ACTION_MASK_KEY, MaskReader, Masks, require_legal_choice
+from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations
+from envs.vector_environment import Step, entropy_seeds, environment_seeds
 
 State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])  # one tensor, or a NamedTuple of tensors
 
@@ -24,10 +25,11 @@ State = TypeVar("State", bound=Tensor | tuple[Tensor, ...])  # one tensor, or a 
 class FunctionalEnv(FuncEnv[State, Tensor, Tensor, Tensor, Tensor, None, None]):
     """E environments as functions of their state, in the convention of Gymnasium's FuncEnv.
 
-    Differs from FuncEnv: every argument and result is a batch along the first axis, of `num_envs` tensors on `device`;
-    rng is a torch.Generator there. The spaces are those of one environment. A function writes to none of its arguments
-    and returns no part of them, except that an observation may be the state itself. It neither branches on a tensor's
-    value nor changes a shape: a CUDA graph can hold it.
+    Differs from FuncEnv: every argument and result is a batch along the first axis, of `num_envs` tensors on `device`.
+    rng is a RandomStreams there with a row for each environment, so that the random numbers of an environment depend
+    on its own seed alone: rng.uniform(3) gives each environment its next three numbers. The spaces are those of one
+    environment. A function writes to none of its arguments and returns no part of them, except that an observation
+    may be the state itself. It neither branches on a tensor's value nor changes a shape: a CUDA graph can hold it.
 
     initial(rng), transition(state, action, rng), observation(state, rng), reward(state, action, next_state, rng) as
     float32, terminal(state, rng) as bool; params, their last argument, is not used.
@@ -63,14 +65,19 @@ def check_counts(**counts: tuple[Any, int]) -> None:
 
 
 class TensorEnv:
-    """Steps a functional environment; the interface is that of GymnasiumAdapter, and so are the meanings.
+    """Steps a functional environment, as a VectorEnvironment.
 
     The time limit and autoreset (SAME_STEP) are applied here. The state is updated in place and every random number
-    comes from `generator`, so a CUDA graph that `generator` is registered with can hold `step`. What `step` returns is
+    comes from `streams`, one stream for each environment, so a CUDA graph can hold `step`. What `step` returns is
     never written to again. Actions are not checked: that would have to wait for the device; masks on a CPU only.
+
+    Args:
+        env: its environments are divided evenly among the members.
     """
 
     render_fps = 30
+    is_tensor_program = True
+    has_state = True
 
     def __init__(
         self,
@@ -79,10 +86,13 @@ class TensorEnv:
         action_bins: int | None = None,
         spec_id: str = "",
         action_mask_key: str | None = ACTION_MASK_KEY,
+        num_members: int = 1,
     ) -> None:
         if max_episode_steps is not None and not (isinstance(max_episode_steps, int) and max_episode_steps > 0):
             raise ValueError(f"max_episode_steps must be a positive integer or None; got {max_episode_steps!r}")
         self.env, self.num_envs, self.device = env, env.num_envs, env.device
+        assert self.num_envs % num_members == 0, f"{self.num_envs} environments for {num_members} members"
+        self.num_members = num_members
         self.spec_id = spec_id or type(env).__name__
         self.max_episode_steps = max_episode_steps
         try:
@@ -92,14 +102,14 @@ class TensorEnv:
             raise UserError(f"{self.spec_id} has {error}") from None
         self._flatten = _flattener(env.observation_space, self.device)
         self._decode = _decoder(env.action_space, self.actions, self.device)
-        self.generator = Generator(self.device)
-        self.generator.seed()  # a new generator is seeded with a constant
-        self.state = _map(Tensor.clone, env.initial(self.generator))
+        self.streams = RandomStreams(entropy_seeds(self.num_envs), self.device)
+        self.env_state = _map(Tensor.clone, env.initial(self.streams))
+        self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # they never fail
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._all_valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self.masks: Masks | None = None
         self._pad_mask = _mask_padder(self.actions, self.device)
-        mask = None if action_mask_key is None else env.action_mask(self.state)
+        mask = None if action_mask_key is None else env.action_mask(self.env_state)
         expected = (self.num_envs, sum(self.actions.num_choices))
         if mask is not None and (mask.shape != expected or mask.dtype != torch.bool):
             raise ValueError(
@@ -109,32 +119,31 @@ class TensorEnv:
         self._gives_masks = mask is not None
         self._num_steps = 0
 
-    def reset(self, seed: int | None = None) -> Float[Tensor, "E D"]:
-        """Starts a new episode in every environment; `seed` decides all of their random numbers."""
-        return self._flatten(self.start(seed))
+    def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
+        if seeds is None:
+            return self._flatten(self.start())
+        assert len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
+        return self._flatten(self.start(environment_seeds(seeds, self.num_envs // self.num_members)))
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
-        """Acts in every environment; the next episode of one that ends begins by itself."""
         obs, reward, terminated, truncated, next_obs, valid = self.advance(self._decode(action))
         return Step(self._flatten(obs), reward, terminated, truncated, self._flatten(next_obs), valid)
 
-    def start(self, seed: int | None = None) -> Tensor:
-        """As `reset`, with observations as the environment's space has them, batched."""
-        if seed is not None:
-            self.generator.manual_seed(seed)
-        state = self.env.initial(self.generator)
-        self._write(state)
+    def start(self, seeds: Sequence[int] | None = None) -> Tensor:
+        """As `reset`, with a seed for each environment, and observations as their space has them, batched."""
+        if seeds is not None:
+            assert len(seeds) == self.num_envs, f"{len(seeds)} seeds for {self.num_envs} environments"
+            self.streams.seed_(seeds)
+        self._write(self.env.initial(self.streams))
         self.elapsed.zero_()
         self._num_steps = 0
-        if self._gives_masks:
-            self.masks = self._read_masks(state, state, torch.zeros_like(self._all_valid))
-        return self.env.observation(state, self.generator)
+        return self._observe()
 
     def advance(self, action: Tensor) -> Step:
         """As `step`, with actions and observations as the environment's spaces have them, batched."""
-        env, rng = self.env, self.generator
-        successor = env.transition(self.state, action, rng)
-        reward = env.reward(self.state, action, successor, rng)
+        env, rng = self.env, self.streams
+        successor = env.transition(self.env_state, action, rng)
+        reward = env.reward(self.env_state, action, successor, rng)
         terminated = env.terminal(successor, rng)
         self.elapsed += 1
         truncated = self._truncated()
@@ -148,17 +157,33 @@ class TensorEnv:
         obs, next_obs = env.observation(state, rng), env.observation(successor, rng)
         return Step(obs, reward, terminated, truncated, next_obs, self._all_valid)
 
-    def training_state(self) -> dict[str, Tensor | Generator]:
-        """All that changes, live: written back in place, the environments go on from there."""
-        states = [self.state] if isinstance(self.state, Tensor) else list(self.state)
+    def state(self) -> dict[str, Tensor]:
+        states = [self.env_state] if isinstance(self.env_state, Tensor) else list(self.env_state)
         named = {f"state{i}": tensor for i, tensor in enumerate(states)}
-        return {**named, "elapsed": self.elapsed, "generator": self.generator}
+        streams = {f"streams/{name}": tensor for name, tensor in self.streams.state().items()}
+        return {**named, "elapsed": self.elapsed, **streams}
+
+    def record_actions_(self) -> None:
+        """Nothing to record: `state` holds all."""
+
+    def journal(self) -> dict[str, Tensor]:
+        return {}
+
+    def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
+        return self._flatten(self._observe())
 
     def render(self) -> NoReturn:
         raise UserError(f"{self.spec_id} has no frames as tensors: make it with render_mode='rgb_array'")
 
     def close(self) -> None:
         """Nothing to release."""
+
+    def _observe(self) -> Tensor:
+        """The observation of the current state, and its masks."""
+        state = _map(Tensor.clone, self.env_state)  # the observation may be the state itself
+        if self._gives_masks:
+            self.masks = self._read_masks(state, state, torch.zeros_like(self._all_valid))
+        return self.env.observation(state, self.streams)
 
     def _read_masks(self, state: Any, successor: Any, terminated: Bool[Tensor, " E"]) -> Masks:
         mask, next_mask = self.env.action_mask(state), self.env.action_mask(successor)
@@ -176,7 +201,7 @@ class TensorEnv:
         return self.elapsed >= self.max_episode_steps
 
     def _write(self, state: Any) -> None:
-        _map(Tensor.copy_, self.state, state)
+        _map(Tensor.copy_, self.env_state, state)
 
 
 def _map(function: Callable[..., Tensor], *states: Any) -> Any:

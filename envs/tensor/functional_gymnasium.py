@@ -1,6 +1,6 @@
 """Functional environments as Gymnasium knows environments: NumPy in, NumPy out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -9,10 +9,12 @@ import torch
 from gymnasium import Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
-from torch import Generator, Tensor
+from torch import Tensor
 
 from envs.masks import ACTION_MASK_KEY, MaskReader
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv, TensorEnv
+from envs.vector_environment import entropy_seeds
 
 
 class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
@@ -42,17 +44,20 @@ class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         device: str | torch.device = "cpu",
         action_bins: int | None = None,
         action_mask_key: str | None = ACTION_MASK_KEY,
+        num_members: int = 1,
     ) -> TensorEnv:
-        """Returns as many environments of the same kind and time limit, without the way over NumPy."""
-        functional = self._make_functional(self.num_envs, torch.device(device))
+        """Returns as many environments for each member, of the same kind and time limit, without the way over NumPy."""
+        functional = self._make_functional(num_members * self.num_envs, torch.device(device))
         spec_id = self.spec.id if self.spec else ""
-        return TensorEnv(functional, self.max_episode_steps, action_bins, spec_id, action_mask_key)
+        return TensorEnv(functional, self.max_episode_steps, action_bins, spec_id, action_mask_key, num_members)
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        obs, infos = self._array(self._env.start(seed)), dict[str, Any]()
+        """`seed`: as SyncVectorEnv, one for each environment, or the first of as many consecutive ones."""
+        seeds = range(seed, seed + self.num_envs) if isinstance(seed, int | np.integer) else seed
+        super().reset(seed=None if seeds is None else seeds[0])
+        obs, infos = self._array(self._env.start(seeds)), dict[str, Any]()
         if self._env.masks is not None:
             self._add_masks(infos, self._env.masks.obs)
         return obs, infos
@@ -88,18 +93,17 @@ class FunctionalSingleEnv(gymnasium.Env[Any, Any]):
     def __init__(self, functional: FunctionalEnv, render_mode: str | None = None) -> None:
         self.functional, self.render_mode = functional, render_mode
         self.observation_space, self.action_space = functional.observation_space, functional.action_space
-        self.generator = Generator()
-        self.generator.seed()
+        self.streams = RandomStreams(entropy_seeds(1))
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         if seed is not None:
-            self.generator.manual_seed(seed)
-        self.state = self.functional.initial(self.generator)
+            self.streams.seed_([seed])
+        self.state = self.functional.initial(self.streams)
         return self._obs(), self._info()
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        env, rng, batch = self.functional, self.generator, torch.from_numpy(np.asarray(action)[None])
+        env, rng, batch = self.functional, self.streams, torch.from_numpy(np.asarray(action)[None])
         old, self.state = self.state, env.transition(self.state, batch, rng)
         reward = env.reward(old, batch, self.state, rng).item()
         return self._obs(), reward, bool(env.terminal(self.state, rng)), False, self._info()
@@ -108,7 +112,7 @@ class FunctionalSingleEnv(gymnasium.Env[Any, Any]):
         return self.functional.render_image(self.state, None)[1] if self.render_mode == "rgb_array" else None
 
     def _obs(self) -> Any:
-        obs = self.functional.observation(self.state, self.generator)[0].numpy()
+        obs = self.functional.observation(self.state, self.streams)[0].numpy()
         return obs.astype(self.observation_space.dtype)[()]  # a number, not an array without axes, where it is Discrete
 
     def _info(self) -> dict[str, Any]:

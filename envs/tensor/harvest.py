@@ -5,9 +5,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
-from jaxtyping import Bool, Float32, Int8, Int64
-from torch import Generator, Tensor
+from jaxtyping import Bool, Float32, Float64, Int8, Int64
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv
 from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
@@ -58,16 +59,16 @@ class Harvest(FunctionalEnv[HarvestState]):
         self._quadrant = torch.arange(NUM_FRUITS, device=self.device)
         self._plane = torch.tensor([0] + [1] * NUM_FRUITS + [2] * NUM_HUNTERS, device=self.device) * NUM_CELLS
 
-    def initial(self, rng: Generator, params: Any = None) -> HarvestState:
-        start = self._centre[self._draw(rng, len(CENTRE))]
-        fruits = self._quadrants[self._quadrant, self._draw(rng, self._quadrants.shape[1], NUM_FRUITS)]
+    def initial(self, rng: RandomStreams, params: Any = None) -> HarvestState:
+        start = self._centre[rng.integers(len(CENTRE))]
+        fruits = self._quadrants[self._quadrant, rng.integers(self._quadrants.shape[1], NUM_FRUITS)]
         hunters = self._corners.expand(self.num_envs, NUM_HUNTERS, 2).clone()
         return HarvestState(torch.stack((start // SIZE, start % SIZE), dim=1), fruits, hunters)
 
     def transition(
-        self, state: HarvestState, action: Int64[Tensor, " E"], rng: Generator, params: Any = None
+        self, state: HarvestState, action: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None
     ) -> HarvestState:
-        uniform = torch.rand(self.num_envs, 1 + NUM_HUNTERS, generator=rng, device=self.device)
+        uniform = rng.uniform(1 + NUM_HUNTERS)
         player = (state.player + self._moves[action]).clamp(0, SIZE - 1)
         hunters = self._hunt(state.hunters, player, uniform[:, 1:])
         eaten = state.fruits == _cell(player).unsqueeze(1)
@@ -75,7 +76,7 @@ class Harvest(FunctionalEnv[HarvestState]):
         fruits = torch.where(eaten, _free_cell(cells, uniform[:, :1]), state.fruits)
         return HarvestState(player, fruits, hunters)
 
-    def observation(self, state: HarvestState, rng: Generator, params: Any = None) -> Int8[Tensor, "E 3 10 10"]:
+    def observation(self, state: HarvestState, rng: RandomStreams, params: Any = None) -> Int8[Tensor, "E 3 10 10"]:
         return self._bits(state)
 
     def reward(
@@ -83,13 +84,13 @@ class Harvest(FunctionalEnv[HarvestState]):
         state: HarvestState,
         action: Int64[Tensor, " E"],
         next_state: HarvestState,
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         eaten = (state.fruits == _cell(next_state.player).unsqueeze(1)).any(1)
         return eaten.to(torch.float32) - self.terminal(next_state, rng).to(torch.float32)
 
-    def terminal(self, state: HarvestState, rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: HarvestState, rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         return (_cell(state.hunters) == _cell(state.player).unsqueeze(1)).any(1)
 
     def render_image(self, state: HarvestState, render_state: None, params: Any = None) -> tuple[None, np.ndarray]:
@@ -108,7 +109,7 @@ class Harvest(FunctionalEnv[HarvestState]):
         return bits.scatter_(1, cells + self._plane, 1).view(-1, 3, SIZE, SIZE)
 
     def _hunt(
-        self, hunters: Int64[Tensor, "E 2 2"], player: Int64[Tensor, "E 2"], uniform: Float32[Tensor, "E 2"]
+        self, hunters: Int64[Tensor, "E 2 2"], player: Int64[Tensor, "E 2"], uniform: Float64[Tensor, "E 2"]
     ) -> Int64[Tensor, "E 2 2"]:
         """Rule 2. A number below 1/2 is a step towards the player, the four eighths above it are the random moves."""
         away = player.unsqueeze(1) - hunters
@@ -118,9 +119,6 @@ class Harvest(FunctionalEnv[HarvestState]):
         move = torch.where((uniform < 0.5).unsqueeze(-1), away.sign() * axis, random)
         apart = (rows + columns > 0).unsqueeze(-1)
         return (hunters + move * apart).clamp(0, SIZE - 1)
-
-    def _draw(self, rng: Generator, count: int, *shape: int) -> Int64[Tensor, "E ..."]:
-        return torch.randint(count, (self.num_envs, *shape), generator=rng, device=self.device)
 
 
 class HarvestVectorEnv(FunctionalVectorEnv):
@@ -139,7 +137,7 @@ def _cell(position: Int64[Tensor, "*batch 2"]) -> Int64[Tensor, "*batch"]:
     return position[..., 0] * SIZE + position[..., 1]
 
 
-def _free_cell(taken: Int64[Tensor, "E N"], uniform: Float32[Tensor, "E 1"]) -> Int64[Tensor, "E 1"]:
+def _free_cell(taken: Int64[Tensor, "E N"], uniform: Float64[Tensor, "E 1"]) -> Int64[Tensor, "E 1"]:
     """A cell that is not taken, each with the same probability: the k-th free one, where k is drawn."""
     free = torch.ones(len(taken), NUM_CELLS, dtype=torch.bool, device=taken.device).scatter_(1, taken, False)
     number = free.cumsum(1, dtype=torch.int32)  # of the free cell, from 1

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.cartpole import CartPole
 from envs.tensor.functional import FunctionalEnv, check_counts
 from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
@@ -45,15 +46,17 @@ class KCartPole(FunctionalEnv[Tensor]):
         """The largest return: no pole falls before the time limit."""
         return float(max_episode_steps)
 
-    def initial(self, rng: Generator, params: Any = None) -> Float[Tensor, "E K 4"]:
-        return self._apart(self._poles.initial(rng))
+    def initial(self, rng: RandomStreams, params: Any = None) -> Float[Tensor, "E K 4"]:
+        return self._apart(self._poles.initial_from(rng.uniform(self.num_poles, 4).flatten(0, 1)))
 
     def transition(
-        self, state: Float[Tensor, "E K 4"], action: Int64[Tensor, "E K"], rng: Generator, params: Any = None
+        self, state: Float[Tensor, "E K 4"], action: Int64[Tensor, "E K"], rng: RandomStreams, params: Any = None
     ) -> Float[Tensor, "E K 4"]:
         return self._apart(self._poles.transition(state.flatten(0, 1), action.flatten(), rng))
 
-    def observation(self, state: Float[Tensor, "E K 4"], rng: Generator, params: Any = None) -> Float[Tensor, "E D"]:
+    def observation(
+        self, state: Float[Tensor, "E K 4"], rng: RandomStreams, params: Any = None
+    ) -> Float[Tensor, "E D"]:
         return state.flatten(1).contiguous()
 
     def reward(
@@ -61,12 +64,12 @@ class KCartPole(FunctionalEnv[Tensor]):
         state: Float[Tensor, "E K 4"],
         action: Int64[Tensor, "E K"],
         next_state: Float[Tensor, "E K 4"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         return self._reward
 
-    def terminal(self, state: Float[Tensor, "E K 4"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Float[Tensor, "E K 4"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         return self._apart(self._poles.terminal(state.flatten(0, 1), rng)).any(1)
 
     def _apart(self, of_poles: Tensor) -> Tensor:

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv, check_counts
 from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
@@ -53,17 +54,18 @@ class KWalkers(FunctionalEnv[Tensor]):
         """The largest return from each state."""
         return -self._distance(state).amax(-1).to(torch.float32)
 
-    def initial(self, rng: Generator, params: Any = None) -> Int64[Tensor, "E K 2"]:
-        shape = self.num_envs, self.num_walkers
-        return self._starts[torch.randint(len(self._starts), shape, generator=rng, device=self.device)]
+    def initial(self, rng: RandomStreams, params: Any = None) -> Int64[Tensor, "E K 2"]:
+        return self._starts[rng.integers(len(self._starts), self.num_walkers)]
 
     def transition(
-        self, state: Int64[Tensor, "E K 2"], action: Int64[Tensor, "E K"], rng: Generator, params: Any = None
+        self, state: Int64[Tensor, "E K 2"], action: Int64[Tensor, "E K"], rng: RandomStreams, params: Any = None
     ) -> Int64[Tensor, "E K 2"]:
         away = (state != self._home).any(-1, keepdim=True)
         return (state + self._moves[action] * away).clamp(0, self.size - 1)
 
-    def observation(self, state: Int64[Tensor, "E K 2"], rng: Generator, params: Any = None) -> Int64[Tensor, "E D"]:
+    def observation(
+        self, state: Int64[Tensor, "E K 2"], rng: RandomStreams, params: Any = None
+    ) -> Int64[Tensor, "E D"]:
         return state.flatten(1)
 
     def reward(
@@ -71,12 +73,12 @@ class KWalkers(FunctionalEnv[Tensor]):
         state: Int64[Tensor, "E K 2"],
         action: Int64[Tensor, "E K"],
         next_state: Int64[Tensor, "E K 2"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         return self._reward
 
-    def terminal(self, state: Int64[Tensor, "E K 2"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Int64[Tensor, "E K 2"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         return (state == self._home).flatten(1).all(1)
 
     def _distance(self, position: Int64[Tensor, "*batch 2"]) -> Int64[Tensor, "*batch"]:

@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float, Float32, Int64
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv
 from envs.tensor.functional_gymnasium import FunctionalVectorEnv
 
@@ -40,13 +41,13 @@ class MountainCar(FunctionalEnv[Tensor]):
         self._min_position, self._goal_position = self.constant(MIN_POSITION), self.constant(GOAL_POSITION)
         self._goal_velocity = self.constant(goal_velocity)
 
-    def initial(self, rng: Generator, params: Any = None) -> Float[Tensor, "E 2"]:
-        position = torch.empty(self.num_envs, device=self.device, dtype=self.dtype)
-        position.uniform_(*INITIAL_RANGE, generator=rng)
+    def initial(self, rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 2"]:
+        low, high = INITIAL_RANGE
+        position = rng.uniform().mul(high - low).add(low).to(self.dtype)
         return torch.stack((position, torch.zeros_like(position)), dim=1)
 
     def transition(
-        self, state: Float[Tensor, "E 2"], action: Int64[Tensor, " E"], rng: Generator, params: Any = None
+        self, state: Float[Tensor, "E 2"], action: Int64[Tensor, " E"], rng: RandomStreams, params: Any = None
     ) -> Float[Tensor, "E 2"]:
         """v += push - 0.0025 cos(3 x), then x += v, both clipped; v = 0 where it points into the left wall."""
         position, velocity = state.unbind(1)
@@ -56,7 +57,7 @@ class MountainCar(FunctionalEnv[Tensor]):
         at_wall = (position <= self._min_position) & (velocity < self._zero)
         return torch.stack((position, velocity.masked_fill(at_wall, 0.0)), dim=1)
 
-    def observation(self, state: Float[Tensor, "E 2"], rng: Generator, params: Any = None) -> Float[Tensor, "E 2"]:
+    def observation(self, state: Float[Tensor, "E 2"], rng: RandomStreams, params: Any = None) -> Float[Tensor, "E 2"]:
         return state
 
     def reward(
@@ -64,12 +65,12 @@ class MountainCar(FunctionalEnv[Tensor]):
         state: Float[Tensor, "E 2"],
         action: Int64[Tensor, " E"],
         next_state: Float[Tensor, "E 2"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         return self._reward
 
-    def terminal(self, state: Float[Tensor, "E 2"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Float[Tensor, "E 2"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         position, velocity = state.unbind(1)
         return (position >= self._goal_position) & (velocity >= self._goal_velocity)
 

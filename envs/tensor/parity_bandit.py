@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from gymnasium import spaces
 from jaxtyping import Bool, Float32, Int8
-from torch import Generator, Tensor
+from torch import Tensor
 
+from envs.random_streams import RandomStreams
 from envs.tensor.functional import FunctionalEnv, check_counts
 from envs.tensor.functional_gymnasium import FunctionalSingleEnv, FunctionalVectorEnv
 
@@ -49,19 +50,21 @@ class ParityBandit(FunctionalEnv[Tensor]):
         """The expected reward of uniform actions, which is that of every context."""
         return 0.5
 
-    def initial(self, rng: Generator, params: Any = None) -> Int8[Tensor, "E K+1"]:
-        uniform = torch.rand(self.num_envs, self.num_bits, generator=rng, device=self.device)
+    def initial(self, rng: RandomStreams, params: Any = None) -> Int8[Tensor, "E K+1"]:
+        uniform = rng.uniform(self.num_bits)
         chosen = torch.zeros(uniform.shape, dtype=torch.int8, device=self.device)
         chosen.scatter_(1, uniform.topk(self.num_chosen).indices, 1)
-        wanted = torch.randint(2, (self.num_envs, 1), generator=rng, device=self.device, dtype=torch.int8)
+        wanted = rng.integers(2, 1).to(torch.int8)
         return torch.cat((chosen, wanted), dim=1)
 
     def transition(
-        self, state: Int8[Tensor, "E K+1"], action: Int8[Tensor, "E K"], rng: Generator, params: Any = None
+        self, state: Int8[Tensor, "E K+1"], action: Int8[Tensor, "E K"], rng: RandomStreams, params: Any = None
     ) -> Int8[Tensor, "E K+1"]:
         return state.clone()
 
-    def observation(self, state: Int8[Tensor, "E K+1"], rng: Generator, params: Any = None) -> Int8[Tensor, "E K+1"]:
+    def observation(
+        self, state: Int8[Tensor, "E K+1"], rng: RandomStreams, params: Any = None
+    ) -> Int8[Tensor, "E K+1"]:
         return state
 
     def reward(
@@ -69,13 +72,13 @@ class ParityBandit(FunctionalEnv[Tensor]):
         state: Int8[Tensor, "E K+1"],
         action: Int8[Tensor, "E K"],
         next_state: Int8[Tensor, "E K+1"],
-        rng: Generator,
+        rng: RandomStreams,
         params: Any = None,
     ) -> Float32[Tensor, " E"]:
         parity = (state[:, :-1] & action).sum(1) % 2
         return (parity == state[:, -1]).to(torch.float32)
 
-    def terminal(self, state: Int8[Tensor, "E K+1"], rng: Generator, params: Any = None) -> Bool[Tensor, " E"]:
+    def terminal(self, state: Int8[Tensor, "E K+1"], rng: RandomStreams, params: Any = None) -> Bool[Tensor, " E"]:
         """Asked of the states that a step leads to, all of which are."""
         return torch.ones_like(state[:, 0], dtype=torch.bool)
 
