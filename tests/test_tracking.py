@@ -16,7 +16,7 @@ from test_checkpoint import INFO
 
 from agent.config import Config
 from agent.config_loader import flat, load_config
-from agent.metrics import METRICS
+from agent.metrics import METRICS, Metric
 from agent.training.tracking import Tracker, log_comparison
 
 REPOSITORY = Path(__file__).parents[1]
@@ -97,7 +97,7 @@ def test_what_json_cannot_hold_becomes_null(run_dir: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "error"),
     [
-        ([{"critic/loss": 1.0}, {"critic/lose": 1.0}], r"does not name \['critic/lose'\]"),
+        ([{"critic/loss": 1.0}, {"critic/lose": 1.0}], r"no metrics are declared with the names \['critic/lose'\]"),
         ([{"critic/loss": 1.0}], "expected 2 rows, one per member, got 1"),
     ],
 )
@@ -106,6 +106,14 @@ def test_our_own_mistakes_are_refused(rows: list[dict[str, float]], error: str, 
         with pytest.raises(AssertionError, match=error):
             tracker.write(1, rows)
     assert read_lines(run_dir) == []
+
+
+def test_metrics_of_an_algorithm_of_your_own_can_be_declared(run_dir: Path) -> None:
+    own = METRICS | {"my/loss": Metric("mean of it", "1", "of my algorithm")}
+    with Tracker(run_dir, make_config("wandb.mode=disabled"), metrics=own) as tracker:
+        tracker.write(1, [{"my/loss": 1.0, "critic/loss": 2.0}])
+    (line,) = read_lines(run_dir)
+    assert (line["my/loss"], line["critic/loss"]) == (1.0, 2.0)
 
 
 def test_wandb_is_told_what_the_run_is(run_dir: Path, wandb: MagicMock) -> None:

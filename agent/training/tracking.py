@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Literal, SupportsFloat, TextIO
 
 from agent.config import Config, WandbConfig
-from agent.metrics import METRICS
+from agent.metrics import METRICS, Metric
 from agent.training.checkpoint import CheckpointInfo
 from envs.errors import UserError
 
@@ -27,9 +27,19 @@ logger = logging.getLogger(__name__)
 class Tracker:
     """Writes metrics to the run folder, and to W&B where `config.wandb.mode` wants it."""
 
-    def __init__(self, run_dir: Path, config: Config, resumed: CheckpointInfo | None = None) -> None:
-        """`resumed`: what it goes on from; what was written later is gone."""
-        self.num_members = len(config.members())
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        resumed: CheckpointInfo | None = None,
+        metrics: Mapping[str, Metric] = METRICS,
+    ) -> None:
+        """
+        Args:
+            resumed: the checkpoint that the run resumes from; lines written after it are removed.
+            metrics: the metrics that may be written.
+        """
+        self.num_members, self.known = len(config.members()), frozenset(metrics)
         self.file = open_metrics(run_dir / METRICS_FILE, 0 if resumed is None else resumed.metrics_bytes)
         self.wandb_run: Any = None
         with self.wandb_may_fail():
@@ -47,8 +57,8 @@ class Tracker:
     def write(self, env_steps: int, rows: Sequence[Mapping[str, SupportsFloat]]) -> None:
         """Appends the metrics of each member, rows[i] those of member i; a member may lack any of them, or all."""
         assert len(rows) == self.num_members, f"expected {self.num_members} rows, one per member, got {len(rows)}"
-        unknown = {name for row in rows for name in row} - METRICS.keys()
-        assert not unknown, f"agent/metrics.py does not name {sorted(unknown)}"
+        unknown = {name for row in rows for name in row} - self.known
+        assert not unknown, f"no metrics are declared with the names {sorted(unknown)}"
         numbers = [{name: float(value) for name, value in row.items()} for row in rows]
         for member, row in enumerate(numbers):
             if not row:
