@@ -73,6 +73,7 @@ class Milestones:
         self.total, self.next = total, self.every
 
     def is_due(self, env_steps: int) -> bool:
+        """Whether one is reached and not yet passed with `advance`; at the end of the run always."""
         return env_steps >= self.next or env_steps >= self.total
 
     def advance(self, env_steps: int) -> None:
@@ -82,10 +83,3 @@ class Milestones:
     def go_on(self, env_steps: int, saved: int) -> None:
         """As after so many steps: from where the next one was, if it lies on this grid."""
         self.next = saved if saved and saved % self.every == 0 else -(-env_steps // self.every) * self.every
-
-    def passed(self, env_steps: int) -> bool:
-        """Whether one is due; then it is the next one's turn."""
-        is_due = self.is_due(env_steps)
-        if is_due:
-            self.advance(env_steps)
-        return is_due

@@ -158,9 +158,12 @@ class Trainer:
         """What is due after the steps so far, each once: gradients, log line, evaluation."""
         if self.milestones["log"].is_due(self.env_steps) or self.milestones["evaluate"].is_due(self.env_steps):
             self.look_for_failures()
-        if self.milestones["inspect"].passed(self.env_steps) and self.loop.num_updates:
-            self.gradients = self.loop.inspect_gradients(self.inspection_generator)
-        if self.milestones["log"].passed(self.env_steps):
+        if self.milestones["inspect"].is_due(self.env_steps):
+            self.milestones["inspect"].advance(self.env_steps)
+            if self.loop.num_updates:
+                self.gradients = self.loop.inspect_gradients(self.inspection_generator)
+        if self.milestones["log"].is_due(self.env_steps):
+            self.milestones["log"].advance(self.env_steps)
             self.log()
         if self.milestones["evaluate"].is_due(self.env_steps):
             self.evaluate()
@@ -189,7 +192,8 @@ class Trainer:
 
     def pass_boundary(self) -> None:
         """A checkpoint at steps that the config alone decides; environments that cannot be saved begin anew there."""
-        if self.has_checkpoints and self.milestones["checkpoint"].passed(self.env_steps):
+        if self.has_checkpoints and self.milestones["checkpoint"].is_due(self.env_steps):
+            self.milestones["checkpoint"].advance(self.env_steps)
             if not self.env.has_state:
                 self.loop.begin_episodes(self.env_steps, derived_seed(self.seeds["environments"], self.env_steps))
             self.saved_at = None
