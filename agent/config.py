@@ -2,27 +2,74 @@
 
 import difflib
 import itertools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import CoreSchema, core_schema
 
 from envs.errors import UserError
 from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
-PER_MEMBER: dict[str, Any] = {"per_member": True}  # a setting that `sweep` may give each member its own value of
+Value = int | float | list[int | float]  # of a setting that `sweep` may vary: a number, or a pair of them
+BUILT_IN = ("gumbel_actor_critic", "reinforce")  # algorithms
+OWN_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class
+
+# What is known of a setting besides its type, as json_schema_extra of its field or of its section's:
+PER_MEMBER: dict[str, Any] = {"per_member": True}  # `sweep` may give each member a value of its own
+NOT_LEARNING: dict[str, Any] = {"changes_learning": False}  # which members there are, where they run, what is recorded
+
+
+def read_by(*algorithms: str) -> dict[str, Any]:
+    """A setting that only these algorithms read; `module:Class` stands for an algorithm of the user's own."""
+    return {"read_by": algorithms}
+
+
+ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
 
 class ConfigError(UserError):
-    """A setting that the user can mend: the text says where it stands, what was given and what is allowed."""
+    """A setting that the user can fix: the text says where it stands, what was given and what is allowed."""
 
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Pair:
+    """Validates one number or a pair of them; a pair of equal numbers becomes the number."""
+
+    def __init__(self, kind: type, ends: str, *, ge: int | float, lt: int | float | None = None) -> None:
+        """`ends`: what the two numbers stand for, for messages; each of them is >= ge and < lt."""
+        self.ends, self.ge, self.lt = ends, ge, lt
+        number: Any = Annotated[kind, Field(allow_inf_nan=False, ge=ge, lt=lt)]
+        self.number: TypeAdapter[Any] = TypeAdapter(number)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self.validate)
+
+    def validate(self, value: Any) -> Value:
+        is_pair = isinstance(value, list | tuple)
+        if is_pair and len(value) != 2:
+            raise ValueError(f"got {value!r}, must be one number, or two: [{self.ends}]")
+        numbers = []
+        for given in value if is_pair else [value]:
+            try:
+                numbers.append(self.number.validate_python(given))
+            except ValidationError as error:
+                of = f"got {value!r}, where {given!r}" if is_pair else f"got {value!r},"
+                raise ValueError(f"{of} must be {allowed_in(error.errors()[0])}") from None
+        return numbers[0] if numbers[0] == numbers[-1] else numbers
+
+
+def allowed_in(fault: Any) -> str:
+    """What pydantic would have accepted, from one of its errors."""
+    return str(fault["msg"]).removeprefix("Input should be ")
 
 
 class EnvConfig(Section):
@@ -41,7 +88,10 @@ class EnvConfig(Section):
         "with an error that names it, or put a new one in its place and end the episode as by a time limit",
     )
     timeout_seconds: float | None = Field(
-        300.0, gt=0, description="longest wait for an answer of environments in processes of their own (async)"
+        300.0,
+        gt=0,
+        description="longest wait for an answer of environments in processes of their own (async)",
+        json_schema_extra=NOT_LEARNING,
     )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,
@@ -53,9 +103,14 @@ class EnvConfig(Section):
     @field_validator("kwargs")
     @classmethod
     def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if (fault := not_in_json(kwargs)) is not None:
-            raise ValueError(f"kwargs: {fault}, which the files of a run cannot hold; use texts, numbers and lists")
-        return kwargs
+        return require_json(kwargs)
+
+
+def require_json(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The keyword arguments, if the files of a run can hold them."""
+    if (fault := not_in_json(kwargs)) is not None:
+        raise ValueError(f"{fault}, which the files of a run cannot hold; use texts, numbers and lists")
+    return kwargs
 
 
 def not_in_json(value: Any) -> str | None:
@@ -98,9 +153,10 @@ class TauConfig(ScheduleConfig):
 
 
 class TargetEntropyConfig(ScheduleConfig):
-    """Target of the policy's entropy, as a fraction of the largest possible, sum_k log n_k.
+    """Target of the policy's entropy, as a fraction of the largest entropy possible.
 
-    n_k counts legal choices where the environment gives masks; the sum is then the mean over the batch.
+    The largest is sum_k log n_k, where n_k counts the legal choices of factor k: all of them without masks. With masks
+    it differs from state to state, and the target is the fraction of its mean over the batch.
     """
 
     schedule: Literal["constant", "linear", "exponential", "cosine"] = Field(
@@ -165,6 +221,34 @@ class EstimatorConfig(Section):
     def leave_one_out_needs_others(self) -> "EstimatorConfig":
         if self.name == "score_function" and self.baseline == "leave_one_out" and self.num_samples < 2:
             raise ValueError("baseline=leave_one_out needs num_samples of at least 2; use baseline=value for 1")
+        return self
+
+
+class NetworkConfig(Section):
+    """The torso of actor and critics."""
+
+    name: str = Field("mlp", description="mlp, or module:Class of your own torch.nn.Module; see docs/extending.md")
+    kwargs: dict[str, Any] = Field({}, description="keyword arguments of your own network's constructor")
+
+    @field_validator("name")
+    @classmethod
+    def network_is_known(cls, name: str) -> str:
+        if name != "mlp" and not OWN_CLASS.fullmatch(name):
+            raise ValueError(f"got {name!r}, must be 'mlp' or module:Class of your own{nearest(name, ['mlp'])}")
+        return name
+
+    @field_validator("kwargs")
+    @classmethod
+    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return require_json(kwargs)
+
+    @model_validator(mode="after")
+    def mlp_has_no_kwargs(self) -> "NetworkConfig":
+        if self.name == "mlp" and self.kwargs:
+            raise ValueError(
+                f"network.kwargs: got {self.kwargs!r}, but network.name=mlp takes none; its settings are hidden_sizes, "
+                "actor.layer_norm and critic.layer_norm"
+            )
         return self
 
 
@@ -239,105 +323,204 @@ class WandbConfig(Section):
 
 
 class Config(Section):
-    algorithm: Literal["gumbel_actor_critic", "reinforce"] = Field("gumbel_actor_critic", description="what is trained")
+    algorithm: str = Field(
+        "gumbel_actor_critic",
+        description="what is trained: gumbel_actor_critic, reinforce, or module:Class of your own; see "
+        "docs/extending.md",
+    )
+    algorithm_kwargs: dict[str, Any] = Field(
+        {}, description="settings of an algorithm of your own", json_schema_extra=read_by("module:Class")
+    )
     env: EnvConfig
     seed: int = Field(
-        0, ge=0, le=MAX_SEED, description="seed of the first member; decides every random draw of the run"
+        0,
+        ge=0,
+        le=MAX_SEED,
+        description="seed of the first member; decides every random draw of the run",
+        json_schema_extra=NOT_LEARNING,
     )
-    seeds: int = Field(1, ge=1, le=100_000, description="members with seeds seed, seed+1, … trained as one program")
-    sweep: dict[str, list[float]] = Field({}, description="per-member setting: values; multiplies with seeds")
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="members with seeds seed, seed+1, … trained as one program",
+        json_schema_extra=NOT_LEARNING,
+    )
+    sweep: dict[str, list[Value]] = Field(
+        {},
+        description="per-member setting: values, a pair where the setting may be one; multiplies with seeds",
+        json_schema_extra=NOT_LEARNING,
+    )
     total_env_steps: int = Field(
         50_000, ge=1, description="environment steps of each member, over all its environments"
     )
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda where there is one")
-    num_threads: int = Field(1, ge=1, description="CPU threads of torch; small networks are fastest with 1")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: cuda where there is one", json_schema_extra=NOT_LEARNING
+    )
+    num_threads: int = Field(
+        1,
+        ge=1,
+        description="CPU threads of torch; small networks are fastest with 1",
+        json_schema_extra=NOT_LEARNING,
+    )
     compile: bool | None = Field(
         None,
         description="turn the update into C++ first; null: on a CPU with a C++ compiler, where the run is long enough; "
         "REINFORCE's varies in size and never is",
+        json_schema_extra=NOT_LEARNING,
     )
-    run_dir: str | None = Field(None, description="folder of the run, exactly; null: a new one under runs/")
+    compile_guards: bool = Field(
+        False,
+        description="for debugging: keep the compiler's checks, and fail where an assumption of the compiled program "
+        "does not hold",
+        json_schema_extra=NOT_LEARNING,
+    )
+    run_dir: str | None = Field(
+        None,
+        description="folder of the run, exactly; null: a new one under runs/",
+        json_schema_extra=NOT_LEARNING,
+    )
 
+    network: NetworkConfig = NetworkConfig()
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
     normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
     gamma: float = Field(0.99, ge=0, lt=1, description="discount per environment step", json_schema_extra=PER_MEMBER)
     max_grad_norm: float = Field(10.0, gt=0, description="largest L2 norm of each network's gradient, per member")
 
-    learning_rate: float = Field(3e-3, gt=0, description="Adam step of actor and critics", json_schema_extra=PER_MEMBER)
+    learning_rate: float = Field(
+        3e-3, gt=0, description="Adam step of actor and critics", json_schema_extra=PER_MEMBER | ACTOR_CRITIC
+    )
     learning_rate_end: float = Field(
-        0.1, ge=0, le=1, description="learning rate at the end of the run, as a fraction; moves linearly"
-    )
-    n_step: int = Field(3, ge=1, description="rewards summed before the target bootstraps")
-    n_step_end: int | None = Field(
-        None, ge=1, description="n_step at the end of the run; moves linearly, rounded at random; null: as n_step"
-    )
-    batch_size: int = Field(128, ge=1, description="transitions of an update, per member")
-    updates_per_step: float = Field(1.0, gt=0, description="gradient updates per environment step of a member")
-    learning_starts: int = Field(
-        1000, ge=1, description="environment steps with random actions before the first update"
-    )
-    replay_capacity: int = Field(100_000, ge=2, description="steps kept in the replay of each member")
-    frame_stack: int = Field(
-        1, ge=1, description="frames that an observation stacks, oldest first: the replay keeps each frame once"
-    )
-    target_update_rate: float = Field(0.05, gt=0, le=1, description="fraction the target critics move per update")
-    policy_average_rate: float = Field(
-        0.01, gt=0, le=1, description="fraction the evaluated policy moves to the trained one per update; 1: the same"
-    )
-    noise_persistence: float = Field(
-        0.5,
+        0.1,
         ge=0,
-        lt=1,
-        description="probability rho of keeping the Gumbel noise for one more step",
-        json_schema_extra=PER_MEMBER,
+        le=1,
+        description="learning rate at the end of the run, as a fraction; moves linearly",
     )
-    noise_persistence_max: float | None = Field(
-        None,
+    n_step: Annotated[int | list[int], Pair(int, "at the start of the run, at its end", ge=1)] = Field(
+        3,
+        description="rewards summed before the target bootstraps; or [at the start of the run, at its end]: moves "
+        "linearly, rounded at random",
+        json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
+    )
+    batch_size: int = Field(
+        128, ge=1, description="transitions of an update, per member", json_schema_extra=ACTOR_CRITIC
+    )
+    updates_per_step: float = Field(
+        1.0, gt=0, description="gradient updates per environment step of a member", json_schema_extra=ACTOR_CRITIC
+    )
+    learning_starts: int = Field(
+        1000,
+        ge=1,
+        description="environment steps with random actions before the first update",
+        json_schema_extra=ACTOR_CRITIC,
+    )
+    replay_capacity: int = Field(
+        100_000, ge=2, description="steps kept in the replay of each member", json_schema_extra=ACTOR_CRITIC
+    )
+    frame_stack: int = Field(
+        1,
+        ge=1,
+        description="frames that an observation stacks, oldest first: the replay keeps each frame once",
+        json_schema_extra=ACTOR_CRITIC,
+    )
+    target_update_rate: float = Field(
+        0.05, gt=0, le=1, description="fraction the target critics move per update", json_schema_extra=ACTOR_CRITIC
+    )
+    policy_average_rate: float = Field(
+        0.01,
         gt=0,
-        lt=1,
-        description="rho of the last environment of a member, noise_persistence being that of the first; between "
-        "them 1 / (1 - rho) grows geometrically; null: all have noise_persistence",
+        le=1,
+        description="fraction the evaluated policy moves to the trained one per update; 1: the same",
+        json_schema_extra=ACTOR_CRITIC,
     )
-    estimator: EstimatorConfig = EstimatorConfig()
-    tau: TauConfig = TauConfig()
-    alpha: AlphaConfig = AlphaConfig()
-    target_entropy: TargetEntropyConfig = TargetEntropyConfig()
+    noise_persistence: Annotated[
+        float | list[float], Pair(float, "of a member's first environment, of its last", ge=0, lt=1)
+    ] = Field(
+        0.5,
+        description="probability rho of keeping the Gumbel noise for one more step; or [of a member's first "
+        "environment, of its last]: between them 1 / (1 - rho) grows geometrically",
+        json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
+    )
+    estimator: EstimatorConfig = Field(EstimatorConfig(), json_schema_extra=ACTOR_CRITIC)
+    tau: TauConfig = Field(TauConfig(), json_schema_extra=ACTOR_CRITIC)
+    alpha: AlphaConfig = Field(AlphaConfig(), json_schema_extra=ACTOR_CRITIC)
+    target_entropy: TargetEntropyConfig = Field(TargetEntropyConfig(), json_schema_extra=ACTOR_CRITIC)
     actor: ActorConfig = ActorConfig()
-    critic: CriticConfig = CriticConfig()
-    reinforce: ReinforceConfig = ReinforceConfig()
+    critic: CriticConfig = Field(CriticConfig(), json_schema_extra=ACTOR_CRITIC)
+    reinforce: ReinforceConfig = Field(ReinforceConfig(), json_schema_extra=read_by("reinforce"))
 
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), json_schema_extra=NOT_LEARNING)
     log_every_env_steps: int | None = Field(
-        None, ge=1, description="steps of a member between log lines; null: 1/100 of the run"
+        None,
+        ge=1,
+        description="steps of a member between log lines; null: 1/100 of the run",
+        json_schema_extra=NOT_LEARNING,
     )
-    return_threshold: float | None = Field(None, description="greedy return that counts as solved")
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    wandb: WandbConfig = WandbConfig()
+    return_threshold: float | None = Field(
+        None, description="greedy return that counts as solved", json_schema_extra=NOT_LEARNING
+    )
+    checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=NOT_LEARNING)
+    wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
+
+    @field_validator("algorithm")
+    @classmethod
+    def algorithm_is_known(cls, algorithm: str) -> str:
+        if algorithm not in BUILT_IN and not OWN_CLASS.fullmatch(algorithm):
+            raise ValueError(
+                f"got {algorithm!r}, must be {', '.join(map(repr, BUILT_IN))} or module:Class of your own"
+                f"{nearest(algorithm, BUILT_IN)}"
+            )
+        return algorithm
+
+    @field_validator("algorithm_kwargs")
+    @classmethod
+    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
+        return require_json(kwargs)
+
+    @field_validator("sweep", mode="before")
+    @classmethod
+    def sweep_holds_values_of_per_member_settings(cls, sweep: Any) -> Any:
+        """Each value as the setting itself would hold it."""
+        return {key: swept(key, values) for key, values in sweep.items()} if isinstance(sweep, dict) else sweep
 
     @model_validator(mode="after")
-    def sweep_names_per_member_settings(self) -> "Config":
-        allowed = [key for key, field in settings() if is_per_member(field)]
-        for key, values in self.sweep.items():
-            if key not in allowed:
-                raise ValueError(
-                    f"cannot sweep '{key}'{nearest(key, allowed)} Per-member settings: {', '.join(allowed)}"
-                )
-            if not values:
-                raise ValueError(f"sweep of '{key}' has no values")
+    def only_an_algorithm_of_your_own_has_kwargs(self) -> "Config":
+        if self.algorithm in BUILT_IN and self.algorithm_kwargs:
+            raise ValueError(
+                f"algorithm_kwargs: got {self.algorithm_kwargs!r}, but algorithm={self.algorithm} takes none; they are "
+                "for an algorithm of your own, algorithm=module:Class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def settings_of_the_mlp_need_the_mlp(self) -> "Config":
+        if self.network.name == "mlp":
+            return self
+        read_by_joint = () if self.critic.structure != "joint" else ("hidden_sizes", "critic.layer_norm")
+        given = [k for k in ("hidden_sizes", "actor.layer_norm", "critic.layer_norm") if k not in read_by_joint]
+        defaults = {key: field.default for key, field in settings()}
+        changed = [f"{key}: got {self.value_of(key)!r}" for key in given if self.value_of(key) != defaults[key]]
+        if changed:
+            raise ValueError(
+                f"{'; '.join(changed)}; but network.name={self.network.name} does not read it, only network.name=mlp "
+                "does (and a critic with critic.structure=joint reads hidden_sizes and critic.layer_norm); leave it out"
+            )
         return self
 
     @model_validator(mode="after")
     def a_range_of_persistences_needs_environments(self) -> "Config":
-        if (highest := self.noise_persistence_max) is None:
+        rho = self.noise_persistence
+        if not isinstance(rho, list):
             return self
+        if rho[1] < rho[0]:
+            raise ValueError(
+                f"noise_persistence: got {rho}, but rho of a member's last environment must not be below that of its "
+                f"first; did you mean {rho[::-1]}?"
+            )
         if self.env.num_envs < 2:
             raise ValueError(
-                f"noise_persistence_max: got {highest:g}, but a member has env.num_envs={self.env.num_envs}; a range "
-                "needs 2 or more, null leaves it out"
-            )
-        if highest < self.noise_persistence:
-            raise ValueError(
-                f"noise_persistence_max: got {highest:g}, which is below noise_persistence={self.noise_persistence:g}"
+                f"noise_persistence: got {rho}, but a member has env.num_envs={self.env.num_envs}; a range needs 2 or "
+                "more environments: give one number, or raise env.num_envs"
             )
         return self
 
@@ -362,12 +545,29 @@ class Config(Section):
         settings = [dict(zip(self.sweep, values, strict=True)) for values in combinations]
         return [Member(self.seed + i, chosen) for chosen in settings for i in range(self.seeds)]
 
-    def per_member(self, key: str) -> list[float]:
-        """The value of a setting for each member, swept or not."""
+    @property
+    def algorithm_name(self) -> str:
+        """Of a built-in algorithm, or the class of one of the user's own; as part of a folder's name."""
+        return self.algorithm.rpartition(":")[2]
+
+    def value_of(self, key: str) -> Any:
+        """The value of a setting by its dotted key."""
         value: Any = self
         for part in key.split("."):
             value = getattr(value, part)
-        return [member.settings.get(key, value) for member in self.members()]
+        return value
+
+    def per_member(self, key: str) -> list[float]:
+        """The value of a setting for each member, swept or not; of one that cannot be a pair."""
+        pairs = self.per_member_pairs(key)
+        assert all(first == second for first, second in pairs), f"{key} holds a pair: use per_member_pairs"
+        return [first for first, _ in pairs]
+
+    def per_member_pairs(self, key: str) -> list[tuple[float, float]]:
+        """The value of a setting for each member, swept or not; a single value v counts as (v, v)."""
+        values = [member.settings.get(key, self.value_of(key)) for member in self.members()]
+        pairs = [value if isinstance(value, list) else [value, value] for value in values]
+        return [(float(first), float(second)) for first, second in pairs]
 
     def to_yaml(self) -> str:
         """The resolved config; loading it gives this config again."""
@@ -379,7 +579,7 @@ class Member:
     """One member of the population: its seed and the swept settings it has of its own."""
 
     seed: int
-    settings: dict[str, float]
+    settings: dict[str, Value]
 
 
 def nearest(key: str, known: Sequence[str]) -> str:
@@ -402,3 +602,51 @@ def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tu
 
 def is_per_member(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, dict) and bool(field.json_schema_extra.get("per_member"))
+
+
+def about(key: str) -> dict[str, Any]:
+    """What is known of a setting besides its type; from its sections what it does not say itself."""
+    known: dict[str, Any] = {}
+    section: Any = Config
+    for part in key.split("."):
+        is_section = isinstance(section, type) and issubclass(section, BaseModel)
+        if not is_section or part not in section.model_fields:
+            break  # a key of a free-form setting, as env.kwargs
+        field = section.model_fields[part]
+        known |= field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        section = field.annotation
+    return known
+
+
+def changes_learning(key: str) -> bool:
+    """Whether a setting makes a difference to what is learned."""
+    return bool(about(key).get("changes_learning", True))
+
+
+def is_read_by(algorithm: str, key: str) -> bool:
+    """Whether a setting makes a difference to an algorithm. One of the user's own may read any."""
+    readers = about(key).get("read_by")
+    return readers is None or algorithm in readers or algorithm not in BUILT_IN
+
+
+def swept(key: str, values: Any) -> list[Value]:
+    """The values of a swept setting, each as the setting itself would hold it. ValueError where it would not."""
+    allowed = {name: field for name, field in settings() if is_per_member(field)}
+    if key not in allowed:
+        hint = nearest(str(key), list(allowed)) or "."
+        raise ValueError(f"cannot sweep '{key}'{hint} Per-member settings: {', '.join(allowed)}")
+    if not isinstance(values, list):
+        raise ValueError(f"{key}: got {values!r}, must be a list of values, for example [{values}]")
+    if not values:
+        raise ValueError(f"{key}: got no values, must be a list of one or more")
+    annotated: Any = Annotated[allowed[key].annotation, *allowed[key].metadata]
+    setting: TypeAdapter[Value] = TypeAdapter(annotated, config=ConfigDict(allow_inf_nan=False))
+    found = []
+    for value in values:
+        try:
+            found.append(setting.validate_python(value))
+        except ValidationError as error:
+            fault = error.errors()[0]
+            own = fault["ctx"]["error"] if fault["type"] == "value_error" else None
+            raise ValueError(f"{key}: {own or f'got {value!r}, must be {allowed_in(fault)}'}") from None
+    return found

@@ -1,6 +1,7 @@
 """Reads a config: defaults < YAML file < `dotted.key=value`; every fault at once, with its place."""
 
 import difflib
+import logging
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,24 +12,76 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from agent.config import Config, ConfigError, is_per_member, nearest, settings
+from agent.config import Config, ConfigError, allowed_in, is_per_member, nearest, settings
 
 MISSING = object()
+SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today
+
+logger = logging.getLogger(__name__)
+told: set[str] = set()  # files whose keys of old have been named
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """Resolves defaults < file < overrides. Raises ConfigError with every fault at once."""
-    values = {} if path is None else read_yaml(Path(path))
+    values: dict[str, Any] = {}
+    if path is not None:
+        values, renamed = with_new_keys(read_yaml(Path(path)))
+        tell_once(str(path), renamed)
     from_command_line = dict(parse_override(override) for override in overrides)
     for key, value in from_command_line.items():
         put(values, key, value)
+    values, renamed = with_new_keys(values)
+    tell_once("command line", renamed)
     config = validate(values, lambda key: source(key, path, from_command_line))
     for member in config.members()[:: config.seeds]:  # a swept value must be valid where it will stand
         swept = config.model_dump(exclude={"sweep"})
-        for key, number in member.settings.items():
-            put(swept, key, number)
+        for key, own in member.settings.items():
+            put(swept, key, own)
         validate(swept, lambda _: f"{source('sweep', path, from_command_line)}: sweep")
     return config
+
+
+def with_new_keys(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Settings with what stands under a key of old put where it belongs now; and each such key with what it became."""
+    found, renamed = dict(values), {}
+    for old, new in SECOND_OF_A_PAIR.items():
+        if old not in found:
+            continue
+        last = found.pop(old)
+        default = Config.model_fields[new].default
+        found[new] = with_second(found.get(new, default), last)
+        sweep = found.get("sweep")
+        if isinstance(sweep, dict) and isinstance(sweep.get(new), list):
+            found["sweep"] = sweep | {new: [with_second(value, last) for value in sweep[new]]}
+        renamed[old] = f"{new}: {yaml_scalar(found[new])}"
+    return found, renamed
+
+
+def with_second(value: Any, last: Any) -> Any:
+    """A pair from a value and what a key of old says of its second number; None: it is as the first."""
+    first = value[0] if isinstance(value, list) and value else value
+    return first if last in (None, first) else [first, last]
+
+
+def member_with_new_keys(settings: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a member has of its own, where `values`, its run's config, may hold keys of old."""
+    last = {new: values[old] for old, new in SECOND_OF_A_PAIR.items() if old in values}
+    return {key: with_second(value, last[key]) if key in last else value for key, value in settings.items()}
+
+
+def tell_once(where: str, renamed: Mapping[str, str], once_per: str | None = None) -> None:
+    """Names the keys of today, unless that was done before: for this place, or for all of a kind of places."""
+    if not renamed or (once_per or where) in told:
+        return
+    told.add(once_per or where)
+    listed = "; ".join(f"{old} is part of {new.partition(':')[0]} now, write {new}" for old, new in renamed.items())
+    logger.warning("%s: %s", where, listed)
+
+
+def require_today(key: str, where: str) -> None:
+    """UserError for a key of old, where it cannot be read as it was."""
+    if (new := SECOND_OF_A_PAIR.get(key)) is not None:
+        raise ConfigError(f"{where}: {key} is the second number of {new} now; write {new}=[first, second]")
 
 
 def validate(values: dict[str, Any], locate: Callable[[str], str]) -> Config:
@@ -97,7 +150,8 @@ def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 
 
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings by their dotted keys, the defaults where one is missing; unknown keys are passed over."""
+    """Nested settings by their dotted keys, with defaults where one is missing. Unknown keys are left out."""
+    values, _ = with_new_keys(values)
     found = {}
     for key, field in settings():
         value: Any = values
@@ -122,9 +176,10 @@ def describe(fault: Any, locate: Callable[[str], str]) -> str:
         case "model_type":
             inner = [k for k, _ in settings() if k.startswith(f"{key}.")]
             return f"{where}: '{key}' is a section, not a value; it holds {', '.join(inner)}"
-        case "value_error":
-            return f"{where}: {fault['ctx']['error']}"
-    allowed = fault["msg"].removeprefix("Input should be ")
+        case "value_error":  # a validator of one setting leaves its name to us, one of several names them itself
+            prefix = f"{key}: " if key in [k for k, _ in settings()] else ""
+            return f"{where}: {prefix}{fault['ctx']['error']}"
+    allowed = allowed_in(fault)
     hint = ""
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):
         hint = nearest(fault["input"], re.findall(r"'([^']*)'", allowed))
@@ -156,10 +211,16 @@ def yaml_scalar(value: Any) -> str:
     return "null" if value is None else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
 
 
+def as_text(value: Any) -> str:
+    """The value of a setting for people, as it can be typed: 0.5, [0.5, 0.95], exact."""
+    return f"{value:g}" if isinstance(value, float) else yaml_scalar(value)
+
+
 def allowed_values(field: FieldInfo) -> str:
     """' [one of …]' or ' [> 0, <= 1]', from the schema."""
     if get_origin(field.annotation) is Literal:
         return f" [{' | '.join(get_args(field.annotation))}]"
     signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in signs.items() if hasattr(m, name)]
+    found = [(sign, getattr(m, name, None)) for m in field.metadata for name, sign in signs.items()]
+    limits = [f"{sign} {limit}" for sign, limit in found if limit is not None]
     return f" [{', '.join(limits)}]" if limits else ""

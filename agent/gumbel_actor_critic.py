@@ -99,8 +99,10 @@ class GumbelActorCritic:
             raise ConfigError(
                 f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
             )
-        self.n_steps = config.n_step, config.n_step if config.n_step_end is None else config.n_step_end
-        self.anneals_n_step = self.n_steps[0] != self.n_steps[1]
+        n_steps = config.per_member_pairs("n_step")
+        n_step_start, n_step_end = torch.tensor(n_steps, device=device).long().unsqueeze(-1).unbind(1)
+        self.n_steps = n_step_start, n_step_end
+        self.anneals_n_step = len({n for pair in n_steps for n in pair}) > 1
         num_envs = config.env.num_envs
         self.replay = Replay(
             self.num_members,
@@ -108,7 +110,7 @@ class GumbelActorCritic:
             config.replay_capacity,
             obs_size,
             actions.num_factors,
-            max(self.n_steps),
+            int(max(n for pair in n_steps for n in pair)),
             per_member("gamma"),
             frame_stack=config.frame_stack,
             obs_dtype=obs_dtype,
@@ -116,8 +118,9 @@ class GumbelActorCritic:
             device=device,
         )
         shape = (self.num_members, num_envs, actions.num_factors, actions.width)
-        rho = ladder(config.per_member("noise_persistence"), config.noise_persistence_max, num_envs)
-        self.exploration = PersistentGumbelNoise(shape, rho.to(device), generator)
+        ends = config.per_member_pairs("noise_persistence")
+        rho = [ladder([low], None if low == high else high, num_envs).expand(1, num_envs) for low, high in ends]
+        self.exploration = PersistentGumbelNoise(shape, torch.cat(rho).to(device), generator)
         self.learns_from = config.learning_starts // num_envs * num_envs  # environment steps of a member
 
     def is_warming_up(self, env_steps: int) -> bool:

@@ -41,7 +41,11 @@ def reduce_gradient(
 
 
 def steps_counted(
-    length: Int[Tensor, "P B"], start: int, end: int, progress: Float[Tensor, ""], uniform: Float64[Tensor, "P B"]
+    length: Int[Tensor, "P B"],
+    start: int | Int[Tensor, "P 1"],
+    end: int | Int[Tensor, "P 1"],
+    progress: Float[Tensor, ""],
+    uniform: Float64[Tensor, "P B"],
 ) -> Int[Tensor, "P B"]:
     """How many steps of each window a target sums: n, which moves from start to end, or all where there are fewer.
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Generator, Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config
+from agent.config import Config, Value
 from agent.estimators import gumbel_noise
 from agent.networks import Actor, member_generators
 from agent.normalizer import ObservationNormalizer
@@ -31,7 +31,7 @@ class MemberInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     member: int  # its number in the run
     seed: int
-    settings: dict[str, float]
+    settings: dict[str, Value]
     env_steps: int  # of this member when these weights were saved
     eval_return: float | None  # greedy, of the evaluation at that time
 

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import torch
 
-from agent.analysis.scope import NOT_LEARNING, is_among
+from agent.config import changes_learning
 
 Row = dict[str, Any]
 
@@ -32,7 +32,7 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
 
 def learning_settings(settings: Sequence[str]) -> str:
     """Of key=value, those that change what is learned."""
-    return " ".join(text for text in settings if not is_among(text.partition("=")[0], NOT_LEARNING))
+    return " ".join(text for text in settings if changes_learning(text.partition("=")[0]))
 
 
 def versions() -> str:

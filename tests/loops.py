@@ -37,7 +37,7 @@ KINDS = [
         "actor.layer_norm=true",
         "estimator.name=exact",
     ],
-    ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}", "n_step_end=1", "noise_persistence_max=0.9"],  # masks
+    ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}", "n_step=[3,1]", "noise_persistence=[0.5,0.9]"],  # masks
 ]
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from agent.config import ConfigError, settings
-from agent.config_loader import help_text, load_config
+from agent import config_loader
+from agent.config import BUILT_IN, ConfigError, about, changes_learning, is_read_by, settings
+from agent.config_loader import flat, help_text, load_config
 
 CARTPOLE = ["env.id=CartPole-v1"]
 
@@ -60,15 +61,35 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("gamma", "'gamma' is not of the form key=value"),
         ("sweep={tau.strt: [1]}", "cannot sweep 'tau.strt'; did you mean 'tau.start'?"),
         ("sweep={batch_size: [1]}", "cannot sweep 'batch_size'"),
-        ("sweep={tau.start: [1, -2]}", "sweep: tau.start: got -2.0, must be greater than 0"),
-        ("sweep={tau.start: []}", "sweep of 'tau.start' has no values"),
+        ("sweep={tau.start: [1, -2]}", "sweep: tau.start: got -2, must be greater than 0"),
+        ("sweep={tau.start: []}", "sweep: tau.start: got no values, must be a list of one or more"),
+        ("sweep={tau.start: 2}", "sweep: tau.start: got 2, must be a list of values, for example [2]"),
+        ("sweep={tau.start: [[2, 1]]}", "sweep: tau.start: got [2, 1], must be a valid number"),
+        ("sweep={n_step: [3, [3, 0]]}", "sweep: n_step: got [3, 0], where 0 must be greater than or equal to 1"),
+        ("sweep={n_step: [3, 1.5]}", "sweep: n_step: got 1.5, must be a valid integer"),
+        ("sweep={learning_rate: [.inf]}", "sweep: learning_rate: got inf, must be a finite number"),
         ("critic={structure: joint}", "estimator.name=exact needs critic.structure=per_action"),
         ("seed=4294967296", "seed: got 4294967296"),
         ("env.kwargs={a: {0: b}}", "kwargs: the key 0 is no text"),
         ("env.kwargs={a: [{b: 2024-01-05}]}", "is a date, which the files of a run cannot hold"),
         ("alpha.start=1e-4", "start: got 0.0001, must lie between min=0.001 and max=10"),
         ("sweep={alpha.start: [1, 20]}", "sweep: start: got 20, must lie between"),
-        ("noise_persistence_max=0.9", "noise_persistence_max: got 0.9, but a member has env.num_envs=1"),
+        ("noise_persistence=[0.5,0.9]", "noise_persistence: got [0.5, 0.9], but a member has env.num_envs=1"),
+        ("sweep={noise_persistence: [0.5, [0.5, 0.9]]}", "sweep: noise_persistence: got [0.5, 0.9], but a member has"),
+        ("noise_persistence=[0.5,1]", "noise_persistence: got [0.5, 1], where 1 must be less than 1"),
+        ("noise_persistence=[]", "must be one number, or two: [of a member's first environment, of its last]"),
+        ("n_step=[3,2,1]", "n_step: got [3, 2, 1], must be one number, or two: [at the start of the run, at its end]"),
+        ("n_step=0", "n_step: got 0, must be greater than or equal to 1"),
+        ("n_step_end=0", "n_step: got [3, 0], where 0 must be greater than or equal to 1"),
+        ("algorithm=reinforc", "algorithm: got 'reinforc', must be 'gumbel_actor_critic', 'reinforce' or module:Class"),
+        ("algorithm=reinforc", "; did you mean 'reinforce'?"),
+        ("algorithm=my_module:2x", "algorithm: got 'my_module:2x', must be"),
+        ("algorithm_kwargs={a: 1}", "algorithm_kwargs: got {'a': 1}, but algorithm=gumbel_actor_critic takes none"),
+        ("algorithm_kwargs={a: 2024-01-05}", "algorithm_kwargs: datetime.date(2024, 1, 5) is a date"),
+        ("network.name=mpl", "network.name: got 'mpl', must be 'mlp' or module:Class of your own; did you mean 'mlp'?"),
+        ("network.kwargs={a: 1}", "network.kwargs: got {'a': 1}, but network.name=mlp takes none"),
+        ("network.kwargs={a: {0: 1}}", "network.kwargs: the key 0 is no text"),
+        ("network.nam=mlp", "unknown key 'network.nam'; did you mean 'network.name'?"),
     ],
 )
 def test_error_says_where_what_and_what_is_allowed(override: str, message: str) -> None:
@@ -78,10 +99,106 @@ def test_error_says_where_what_and_what_is_allowed(override: str, message: str) 
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("settings", [["noise_persistence=0.95"], ["sweep={noise_persistence: [0.5, 0.95]}"]])
-def test_longest_persistence_is_not_below_the_shortest(settings: list[str]) -> None:
-    with pytest.raises(ConfigError, match=r"noise_persistence_max: got 0\.9, which is below noise_persistence=0\.95"):
-        load_config(None, [*CARTPOLE, "env.num_envs=2", "noise_persistence_max=0.9", *settings])
+@pytest.mark.parametrize("setting", ["noise_persistence=[0.95, 0.9]", "sweep={noise_persistence: [[0.95, 0.9]]}"])
+def test_longest_persistence_is_not_below_the_shortest(setting: str) -> None:
+    with pytest.raises(ConfigError, match=r"noise_persistence: got \[0\.95, 0\.9\].* did you mean \[0\.9, 0\.95\]\?"):
+        load_config(None, [*CARTPOLE, "env.num_envs=2", setting])
+
+
+OWN_NETWORK = [*CARTPOLE, "network.name=my_package.nets:Torso", "network.kwargs={width: 8}"]
+
+
+@pytest.mark.parametrize(
+    "setting", ["hidden_sizes=[8]", "actor.layer_norm=true", "critic.layer_norm=false", "hidden_sizes=[8, 8]"]
+)
+def test_settings_of_the_mlp_are_refused_with_another_network(setting: str) -> None:
+    key = setting.partition("=")[0]
+    with pytest.raises(ConfigError, match=rf"{key}: got .* network.name=my_package.nets:Torso does not read it"):
+        load_config(None, [*OWN_NETWORK, setting])
+    assert load_config(None, OWN_NETWORK).network.kwargs == {"width": 8}
+    if key == "actor.layer_norm":
+        with pytest.raises(ConfigError, match="actor.layer_norm: got True"):
+            load_config(None, [*OWN_NETWORK, setting, "critic.structure=joint"])
+    else:
+        load_config(None, [*OWN_NETWORK, setting, "critic.structure=joint"])
+
+
+def test_an_algorithm_of_your_own_has_settings_of_its_own() -> None:
+    config = load_config(None, [*CARTPOLE, "algorithm=my_package.learners:Dqn", "algorithm_kwargs={epsilon: 0.1}"])
+    assert (config.algorithm, config.algorithm_name) == ("my_package.learners:Dqn", "Dqn")
+    assert config.algorithm_kwargs == {"epsilon": 0.1}
+
+
+def test_a_pair_loads_to_itself_and_equal_numbers_are_one(tmp_path: Path) -> None:
+    config = load_config(None, [*CARTPOLE, "env.num_envs=2", "noise_persistence=[0.5, 0.95]", "n_step=[3, 1]"])
+    assert (config.noise_persistence, config.n_step) == ([0.5, 0.95], [3, 1])
+    assert load_config(write(tmp_path / "c.yaml", config.to_yaml())) == config
+    assert load_config(None, [*CARTPOLE, "noise_persistence=[0.5, 0.5]"]).noise_persistence == 0.5
+
+
+def test_pairs_are_swept_like_numbers(tmp_path: Path) -> None:
+    sweep = "sweep={noise_persistence: [0, [0.5, 0.95]], n_step: [3, [3, 1]]}"
+    config = load_config(None, [*CARTPOLE, "env.num_envs=2", sweep])
+    assert config.per_member_pairs("n_step") == [(3, 3), (3, 1), (3, 3), (3, 1)]
+    assert config.per_member_pairs("noise_persistence") == [(0, 0), (0, 0), (0.5, 0.95), (0.5, 0.95)]
+    assert config.per_member_pairs("gamma") == [(0.99, 0.99)] * 4
+    assert [member.settings for member in config.members()][1:3] == [
+        {"noise_persistence": 0.0, "n_step": [3, 1]},
+        {"noise_persistence": [0.5, 0.95], "n_step": 3},
+    ]
+    assert [type(member.settings["n_step"]) for member in config.members()] == [int, list, int, list]
+    assert load_config(write(tmp_path / "c.yaml", config.to_yaml())) == config
+    with pytest.raises(AssertionError, match="n_step holds a pair"):
+        config.per_member("n_step")
+
+
+@pytest.fixture
+def untold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(config_loader, "told", set())
+
+
+@pytest.mark.usefixtures("untold")
+def test_old_keys_of_a_file_become_pairs_and_the_new_key_is_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = "env: {id: CartPole-v1, num_envs: 2}\nnoise_persistence: 0.7\nnoise_persistence_max: 0.95\nn_step_end: 1\n"
+    file = write(tmp_path / "c.yaml", text)
+    config = load_config(file)
+    assert (config.noise_persistence, config.n_step) == ([0.7, 0.95], [3, 1])
+    assert load_config(file) == config
+    (record,) = caplog.records
+    assert f"{file}: noise_persistence_max is part of noise_persistence now" in record.getMessage()
+    assert "write noise_persistence: [0.7, 0.95]; n_step_end" in record.getMessage()
+    assert load_config(file, ["noise_persistence=0.9"]).noise_persistence == 0.9  # the command line replaces the pair
+
+
+@pytest.mark.usefixtures("untold")
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (["noise_persistence_max=0.9"], ["noise_persistence=[0.5, 0.9]"]),
+        (["noise_persistence=0.7", "noise_persistence_max=null"], ["noise_persistence=0.7"]),
+        (["noise_persistence=[0.7, 0.95]", "noise_persistence_max=null"], ["noise_persistence=0.7"]),
+        (["n_step=5", "n_step_end=2"], ["n_step=[5, 2]"]),
+        (["n_step=5", "n_step_end=5"], ["n_step=5"]),
+        (
+            ["sweep={noise_persistence: [0.5, 0.7], gamma: [0.9]}", "noise_persistence_max=0.9"],
+            ["sweep={noise_persistence: [[0.5, 0.9], [0.7, 0.9]], gamma: [0.9]}", "noise_persistence=[0.5, 0.9]"],
+        ),
+    ],
+)
+def test_old_keys_of_the_command_line_become_pairs(
+    old: list[str], new: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = load_config(None, [*CARTPOLE, "env.num_envs=2", *old])
+    assert config == load_config(None, [*CARTPOLE, "env.num_envs=2", *new])
+    assert list(config.sweep) == list(load_config(None, [*CARTPOLE, "env.num_envs=2", *new]).sweep)
+    assert [record.getMessage().startswith("command line: ") for record in caplog.records] == [True]
+
+
+def test_saved_settings_with_old_keys_are_read_as_those_of_today() -> None:
+    saved = flat({"n_step": 5, "n_step_end": 5, "noise_persistence_max": 0.9})
+    assert (saved["n_step"], saved["noise_persistence"]) == (5, [0.5, 0.9])
 
 
 def test_error_names_the_file(tmp_path: Path) -> None:
@@ -128,3 +245,17 @@ def test_sweep_multiplies_with_seeds() -> None:
     assert members == [(5, 2.0, 0.9), (6, 2.0, 0.9), (5, 0.5, 0.9), (6, 0.5, 0.9)]
     assert config.per_member("tau.start") == [2.0, 2.0, 0.5, 0.5]
     assert config.per_member("learning_rate") == [config.learning_rate] * 4
+
+
+def test_what_is_known_of_a_section_holds_for_its_settings() -> None:
+    assert is_read_by("reinforce", "reinforce.baseline") and not is_read_by("gumbel_actor_critic", "reinforce.baseline")
+    assert is_read_by("gumbel_actor_critic", "tau.start") and not is_read_by("reinforce", "tau.start")
+    assert about("tau.start")["per_member"] and not about("tau.schedule").get("per_member")
+    assert not changes_learning("wandb.mode") and not changes_learning("compile_guards")
+    assert not changes_learning("env.timeout_seconds")
+    assert changes_learning("gamma") and changes_learning("env.kwargs.sutton_barto_reward")
+
+
+def test_an_algorithm_of_your_own_may_read_every_setting() -> None:
+    assert all(is_read_by("my_package:Dqn", key) for key, _ in settings())
+    assert not any(is_read_by(name, "algorithm_kwargs") for name in BUILT_IN)

@@ -138,7 +138,7 @@ def returns(mean: float) -> dict[str, Any]:
     }
 
 
-def make_result(settings: dict[str, float]) -> dict[str, Any]:
+def make_result(settings: dict) -> dict[str, Any]:
     members = [
         {"member": i, "seed": 7 + i, "settings": settings, "greedy": returns(487.3 + i), "sampled": returns(380.0 + i)}
         for i in range(2)
@@ -147,7 +147,7 @@ def make_result(settings: dict[str, float]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-@pytest.mark.parametrize("settings", [{}, {"tau.end": 0.25, "noise_persistence": 0.5}])
+@pytest.mark.parametrize("settings", [{}, {"tau.end": 0.25, "noise_persistence": [0.5, 0.95]}])
 def test_final_table_has_returns_places_and_commands(settings: dict, terminal: bool, tmp_path: Path) -> None:
     screen = Screen(100, terminal)
     (tmp_path / "policy" / "final").mkdir(parents=True)
@@ -162,7 +162,7 @@ def test_final_table_has_returns_places_and_commands(settings: dict, terminal: b
     rest = shown[first + 1 : first + 4]
     assert any(line.endswith("sampled 380.0 ± 12.3 381.0 [380.0, 380.0] 280.0 500.0 9") for line in rest)
     assert any(line.startswith("1 (seed 8) greedy 488.3") for line in shown)
-    assert ("tau.end=0.25" in rest) == ("noise_persistence=0.5" in rest) == bool(settings)
+    assert ("tau.end=0.25" in rest) == ("noise_persistence=[0.5, 0.95]" in rest) == bool(settings)
     saved = shown[shown.index(f"saved in {tmp_path}") + 1 : shown.index("next")]
     assert saved == [f"config.yaml {SAVED['config.yaml']}", f"policy/final {SAVED['policy/final']}"]
     assert shown[-1] == command

@@ -51,6 +51,16 @@ def test_terms_choose_runs_by_their_resolved_settings(terms: list[str], names: l
     assert found(runs, *terms) == names
 
 
+def test_pairs_are_found_also_where_a_run_has_the_old_keys(tmp_path: Path) -> None:
+    fake_run(tmp_path / "new", "gumbel_actor_critic", [[0, 0, 1]], settings="n_step: [3, 1]")
+    fake_run(tmp_path / "old", "gumbel_actor_critic", [[0, 0, 1]], settings="n_step_end: 1")
+    fake_run(tmp_path / "one", "gumbel_actor_critic", [[0, 0, 1]], settings="n_step: 3")
+    assert found(tmp_path, "n_step=[3, 1]") == ["new", "old"]
+    assert found(tmp_path, "n_step=3") == found(tmp_path, "n_step>=2") == ["one"]
+    with pytest.raises(UserError, match=r"n_step: \[3, 1\] \(2\), 3 \(1\); did you mean '\[3, 1\]'"):
+        found(tmp_path, "n_step=[3, 2]")
+
+
 def test_what_is_no_number_is_neither_more_nor_less() -> None:
     assert not parse_term("evaluation.every_env_steps>=1").holds({"evaluation.every_env_steps": None})
 
@@ -82,6 +92,7 @@ def test_a_filter_without_any_runs_says_so(tmp_path: Path) -> None:
         ("algoritm=reinforce", "unknown key 'algoritm'; did you mean 'algorithm'"),
         ("algorithm>=reinforce", "compares numbers, got 'reinforce'"),
         ("gamma=[", "cannot read the value"),
+        ("n_step_end=1", r"n_step_end is the second number of n_step now; write n_step=\[first, second\]"),
     ],
 )
 def test_unreadable_terms_are_refused(term: str, message: str) -> None:

@@ -196,7 +196,7 @@ def test_n_step_moves_to_its_end(start: int, end: int) -> None:
         loop.learner.learn(torch.tensor(progress), draw)
         return loop.learner.critics.mlp.flat
 
-    moving = [f"n_step={start}", f"n_step_end={end}"]
+    moving = [f"n_step=[{start}, {end}]"]
     for progress, n_step in ((0.0, start), (1.0, end)):
         constant = f"n_step={n_step}"
         assert torch.equal(critics(progress, *moving), critics(progress, constant))
@@ -217,7 +217,7 @@ def test_first_actions_are_uniform_whatever_the_policy() -> None:
 
 def test_each_environment_keeps_its_noise_with_a_rho_of_its_own() -> None:
     """In 1,000 steps 0, 800 and 960 times; five standard errors: false alarm < 1e-5."""
-    agent = make_agent("env.num_envs=3", "noise_persistence=0", "noise_persistence_max=0.96")
+    agent = make_agent("env.num_envs=3", "noise_persistence=[0, 0.96]")
     kept = torch.zeros(3)
     for _ in range(1000):
         before = agent.exploration.noise.clone()
@@ -225,6 +225,11 @@ def test_each_environment_keeps_its_noise_with_a_rho_of_its_own() -> None:
         kept += (agent.exploration.noise == before)[0, :, 0].all(-1)
     rho = torch.tensor([0, 0.8, 0.96])
     assert ((kept / 1000 - rho).abs() <= 5 * (rho * (1 - rho) / 1000).sqrt()).all()
+
+
+def test_ranges_of_rho_can_be_swept() -> None:
+    agent = make_agent("env.num_envs=2", "sweep={noise_persistence: [0.25, [0.5, 0.75]]}")
+    assert agent.exploration.rho.flatten(1).tolist() == [[0.25, 0.25], [0.5, 0.75]]
 
 
 def learn_probe(

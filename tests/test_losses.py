@@ -77,6 +77,13 @@ def test_no_more_steps_count_than_a_window_has() -> None:
     assert losses.steps_counted(length, 3, 3, torch.tensor(0.0), uniform).tolist() == [[1, 2, 3]]
 
 
+def test_n_may_differ_between_members() -> None:
+    length, uniform = torch.full((2, 1), 5), torch.zeros((2, 1), dtype=torch.float64)
+    start, end = torch.tensor([[3], [1]]), torch.tensor([[1], [1]])
+    counted = [losses.steps_counted(length, start, end, torch.tensor(at), uniform).tolist() for at in (0.0, 0.5, 1.0)]
+    assert counted == [[[3], [1]], [[2], [1]], [[1], [1]]]
+
+
 def test_alpha_falls_while_entropy_is_above_its_target() -> None:
     gradient = losses.log_alpha_gradient(torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.5]))
     assert gradient[0] > 0 > gradient[1]  # a descent step lowers log alpha of the first member, raises the second's

@@ -1,13 +1,13 @@
 """What a comparison trains, and where."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from agent.analysis.plan import axes_of, name_of, plan, train_missing
-from agent.analysis.scope import ONE_ALGORITHM_ONLY
-from agent.config import Config, settings
+from agent.config import BUILT_IN, Config, is_read_by, settings
 from envs import UserError
 
 CARTPOLE = "configs/cartpole.yaml"
@@ -54,18 +54,33 @@ def test_a_sweep_of_what_an_algorithm_does_not_read_is_none_for_it() -> None:
     assert [len(config.members()) for config in configs] == [12, 6]
 
 
-def test_what_each_algorithm_is_said_not_to_read_exists_and_is_not_read() -> None:
-    known = [key for key, _ in settings()]
-    for names in ONE_ALGORITHM_ONLY.values():
-        assert all(any(key == name or key.startswith(name) for key in known) for name in names)
-    for algorithm, file in (("gumbel_actor_critic", "reinforce"), ("reinforce", "gumbel_actor_critic")):
-        source = Path(f"agent/{file}.py").read_text()
-        for name in ONE_ALGORITHM_ONLY[algorithm]:
-            bare = name.rstrip(".")
-            assert f'per_member("{name}' not in source and f"config.{bare}\n" not in source
-            assert (
-                f"config.{bare}." not in source and f"config.{bare})" not in source and f"config.{bare}," not in source
-            )
+def test_what_each_algorithm_is_said_not_to_read_is_not_read() -> None:
+    for algorithm in BUILT_IN:
+        source = Path(f"agent/{algorithm}.py").read_text()
+        keys = [key for key, _ in settings() if not is_read_by(algorithm, key)]
+        assert len(keys) > 5
+        for key in keys:
+            section = key.partition(".")[0]
+            assert f'per_member("{key}' not in source and f'per_member_pairs("{key}' not in source
+            assert not re.search(rf"config\.({re.escape(key)}|{section})\b", source), key
+
+
+def test_pairs_can_be_varied() -> None:
+    axes = axes_of([], [], ["n_step=3,[3,1]", "noise_persistence=[0.5, 0.95]"])
+    assert axes == {"n_step": [3, [3, 1]], "noise_persistence": [[0.5, 0.95]]}
+    configs = plan(CARTPOLE, axes, None, ["env.num_envs=2"])
+    assert [(c.n_step, c.noise_persistence) for c in configs] == [(3, [0.5, 0.95]), ([3, 1], [0.5, 0.95])]
+
+
+def test_built_in_algorithms_are_compared_without_the_settings_of_your_own() -> None:
+    own = ["my_package:Dqn", "reinforce"]
+    configs = plan(CARTPOLE, axes_of(own, [], ["algorithm_kwargs.epsilon=0.1,0.2"]), None, ["algorithm_kwargs={a: 1}"])
+    assert [(c.algorithm, c.algorithm_kwargs) for c in configs] == [
+        ("my_package:Dqn", {"a": 1, "epsilon": 0.1}),
+        ("my_package:Dqn", {"a": 1, "epsilon": 0.2}),
+        ("reinforce", {}),
+    ]
+    assert Path(str(configs[0].run_dir)).name.startswith("compare-cartpole-Dqn-")
 
 
 @pytest.mark.parametrize(
@@ -78,6 +93,8 @@ def test_what_each_algorithm_is_said_not_to_read_exists_and_is_not_read() -> Non
         ({"varied": ["gamma=0.9", "gamma=0.8"]}, "varied twice"),
         ({"varied": ["algorithm=reinforce"], "algorithms": ["reinforce"]}, "varied twice"),
         ({"varied": ["seed=0,1"]}, "use --seeds"),
+        ({"varied": ["compile_guards=true,false"]}, "does not change what is learned"),
+        ({"varied": ["n_step_end=1,3"]}, r"--vary: n_step_end=1,3: n_step_end is the second number of n_step now"),
         ({"varied": ["wandb.mode=disabled,offline"]}, "does not change what is learned"),
         ({"algorithms": ["reinforce", "gamma=0.9"]}, "settings go before the options"),
     ],

@@ -42,6 +42,15 @@ def make_policy(
     return policy
 
 
+def test_swept_pairs_survive_saving(tmp_path: Path) -> None:
+    policy = make_policy(OBS, spaces.Discrete(2))
+    settings = {"noise_persistence": [0.5, 0.95], "n_step": 3, "tau.start": 2.0}
+    member = policy.info.members[0].model_copy(update={"settings": settings})
+    policy.info = policy.info.model_copy(update={"members": [member]})
+    policy.save(tmp_path)
+    assert Policy.load(tmp_path).info.members[0].settings == settings
+
+
 OBS = spaces.Box(-1, 1, (3,))
 ACTION_SPACES = [
     (spaces.Discrete(4), None),

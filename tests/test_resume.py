@@ -85,7 +85,7 @@ def assert_same(run: Path, other: Path) -> None:
     [
         ["env.num_envs=2", "tau.schedule=adaptive"],
         ["seeds=1", "env.vectorization_mode=async", "critic.structure=joint", "n_step=1"],
-        ["env.id=Tensor/CartPole-v1", "seeds=4", "n_step_end=1"],
+        ["env.id=Tensor/CartPole-v1", "seeds=2", "sweep={n_step: [3, [3, 1]]}"],
         ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 7}"],  # with masks
         ["algorithm=reinforce", "env.num_envs=3"],  # does not divide the budget
         ["algorithm=reinforce", "env.id=Tensor/CartPole-v1"],
@@ -238,6 +238,26 @@ def test_the_order_of_swept_settings_is_that_of_the_run(tmp_path: Path) -> None:
     require_same(flat(saved.model_dump()), saved, tmp_path)
     with pytest.raises(ConfigError, match="sweep: "):
         require_same(flat(saved.model_dump()), other, tmp_path)
+
+
+def test_a_run_with_old_keys_is_resumed(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+    pairs = ["env.num_envs=2", "n_step=[3, 1]", "sweep={noise_persistence: [[0, 0.9], [0.5, 0.9]]}"]
+    unbroken = train(short(tmp_path / "unbroken", *pairs))
+    stop_at(60)
+    with pytest.raises(Stopped):
+        train(short(tmp_path / "old", *pairs))
+    (folder,) = (tmp_path / "old" / "checkpoints").glob("step_*")
+    info = json.loads((folder / "checkpoint.json").read_text())
+    old = {"n_step": 3, "n_step_end": 1, "noise_persistence": 0.5, "noise_persistence_max": 0.9}
+    info["config"] |= old | {"sweep": {"noise_persistence": [0.0, 0.5]}}
+    for member in info["best"]:
+        member["settings"] = {"noise_persistence": member["settings"]["noise_persistence"][0]}
+    (folder / "checkpoint.json").write_text(json.dumps(info))
+    (folder / "SHA256SUMS").write_text(sums(folder))
+    (tmp_path / "old" / "config.yaml").write_text(json.dumps(info["config"]))  # which is YAML too
+    config = config_of_run(tmp_path / "old", [])
+    assert (config.n_step, config.sweep) == ([3, 1], {"noise_persistence": [[0.0, 0.9], [0.5, 0.9]]})
+    assert_same(train(config, resume=True), unbroken)
 
 
 def test_infinity_among_kwargs_survives(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.analysis.run_folder import Entry, Settings, load_run, require_one_env
-from agent.analysis.scope import NOT_LEARNING, is_among, is_read_by
-from agent.config_loader import yaml_scalar
+from agent.config import changes_learning, is_read_by
+from agent.config_loader import as_text
 
 OWN_PART = ("algorithm", "estimator.name")  # named by their values alone, and always where they differ
 MOST_DIFFERENCES = 3  # of other settings in a label; beyond them the config's or run's name says it shorter
@@ -40,7 +40,7 @@ def pooled(entries: Sequence[Entry]) -> list[Entry]:
 
 def what_is_learned(entry: Entry) -> Settings:
     """The settings that make a difference to what an entry learns."""
-    return {k: v for k, v in entry.config.items() if not is_among(k, NOT_LEARNING) and is_read_by(entry.algorithm, k)}
+    return {k: v for k, v in entry.config.items() if changes_learning(k) and is_read_by(entry.algorithm, k)}
 
 
 def differences(entries: Sequence[Entry]) -> list[str]:
@@ -75,8 +75,4 @@ def describe(entry: Entry, keys: Sequence[str]) -> str:
     """'reinforce gamma=0.9': an entry's values of some settings, as far as it reads them."""
     settings = what_is_learned(entry)
     own = [str(settings[key]) for key in OWN_PART if key in keys and key in settings]
-    return " ".join([*own, *(f"{k}={short(settings[k])}" for k in keys if k in settings and k not in OWN_PART)])
-
-
-def short(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else yaml_scalar(value)
+    return " ".join([*own, *(f"{k}={as_text(settings[k])}" for k in keys if k in settings and k not in OWN_PART)])

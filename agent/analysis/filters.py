@@ -10,7 +10,7 @@ from typing import Any
 
 from agent.analysis.run_folder import Entry, Settings, load_run, read_config, swept_settings
 from agent.config import nearest, settings
-from agent.config_loader import parse_override, yaml_scalar
+from agent.config_loader import parse_override, require_today, yaml_scalar
 from envs.errors import UserError
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
@@ -22,7 +22,7 @@ OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
 }
 TERM = re.compile(r"([^=!<>\s]+)\s*(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
-FREE_FORM = "env.kwargs"  # a setting whose own keys can be asked for
+FREE_FORM = ("env.kwargs", "network.kwargs", "algorithm_kwargs")  # settings whose own keys can be asked for
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,14 @@ class Term:
         """The value of the setting; None where a free-form one lacks the key."""
         if self.key in config:
             return config[self.key]
-        inner = config[FREE_FORM]
-        return inner.get(self.key.removeprefix(f"{FREE_FORM}.")) if isinstance(inner, dict) else None
+        setting = free_form_of(self.key)
+        inner = config[setting] if setting else None
+        return inner.get(self.key.removeprefix(f"{setting}.")) if isinstance(inner, dict) else None
+
+
+def free_form_of(key: str) -> str | None:
+    """The setting whose own key this is, if it is one's."""
+    return next((setting for setting in FREE_FORM if key.startswith(f"{setting}.")), None)
 
 
 def is_number(value: Any) -> bool:
@@ -59,8 +65,9 @@ def parse_term(text: str) -> Term:
             f"--filter: '{text}' is not of the form key=value (or !=, >=, <=, >, <); for example env.id=CartPole-v1"
         )
     key, comparison, value = match[1], match[2], parse_override(f"{match[1]}={match[3]}")[1]
+    require_today(key, f"--filter: {text}")
     known = [k for k, _ in settings()]
-    if key not in known and not key.startswith(f"{FREE_FORM}."):
+    if key not in known and free_form_of(key) is None:
         raise UserError(f"--filter: unknown key '{key}'{nearest(key, known)}")
     if comparison not in ("=", "!=") and not is_number(value):
         raise UserError(f"--filter: {text}: {comparison} compares numbers, got '{match[3]}'")

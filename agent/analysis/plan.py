@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from agent.analysis.scope import NOT_LEARNING, is_among, is_read_by
-from agent.config import Config, nearest, settings
-from agent.config_loader import load_config, parse_yaml, yaml_scalar
+from agent.analysis.filters import free_form_of
+from agent.config import BUILT_IN, Config, changes_learning, is_read_by, nearest, settings
+from agent.config_loader import load_config, parse_yaml, require_today, yaml_scalar
 from envs.errors import UserError
 
 Axes = dict[str, list[Any]]  # dotted key: values
@@ -47,12 +47,13 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
         raise UserError(f"--vary: {key}: cannot read the values '{listed}'; separate them by commas") from None
     if not values:
         raise UserError(f"--vary: {key}: no values; for example {key}=v1,v2")
+    require_today(key, f"--vary: {text}")
     known = [k for k, _ in settings()]
-    if key not in known and not key.startswith("env.kwargs."):
+    if key not in known and free_form_of(key) is None:
         raise UserError(f"--vary: unknown key '{key}'{nearest(key, known)}")
     if key in ("seed", "seeds"):
         raise UserError(f"--vary: {key}: seeds are replications, not something to compare; use --seeds N")
-    if is_among(key, NOT_LEARNING):
+    if not changes_learning(key):
         raise UserError(f"--vary: {key} does not change what is learned; set it for all runs: CONFIG {key}=…")
     return key, values
 
@@ -71,9 +72,11 @@ def plan(
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         algorithm = [f"algorithm={yaml_scalar(chosen['algorithm'])}"] if "algorithm" in chosen else []
+        if chosen.get("algorithm") in BUILT_IN:
+            algorithm.append("algorithm_kwargs={}")  # are those of another algorithm
         base = load_config(config_file, [*overrides, *algorithm, *own, "run_dir=null"])
         read = [f"{key}={yaml_scalar(value)}" for key, value in chosen.items() if is_read_by(base.algorithm, key)]
-        config = load_config(config_file, [*overrides, *own, *read, "run_dir=null"])
+        config = load_config(config_file, [*overrides, *algorithm, *own, *read, "run_dir=null"])
         if both := set(axes) & set(config.sweep):
             raise UserError(f"{', '.join(sorted(both))}: both varied and swept; choose one")
         swept = {key: values for key, values in config.sweep.items() if is_read_by(config.algorithm, key)}
@@ -89,7 +92,7 @@ def plan(
 
 def run_folder(config_file: str, config: Config) -> Path:
     digest = hashlib.sha256(config.model_copy(update={"device": "auto"}).to_yaml().encode()).hexdigest()[:8]
-    return Path("runs") / f"compare-{name_of(config_file)}-{config.algorithm}-{digest}"
+    return Path("runs") / f"compare-{name_of(config_file)}-{config.algorithm_name}-{digest}"
 
 
 def name_of(path: str) -> str:

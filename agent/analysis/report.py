@@ -15,11 +15,12 @@ import jinja2
 import numpy as np
 
 from agent.analysis.comparison import HELD, Comparison, Summary, steps_by_seed
-from agent.analysis.entries import differences, short, what_is_learned
+from agent.analysis.entries import differences, what_is_learned
 from agent.analysis.gallery import FigureFile, write_figures
 from agent.analysis.run_folder import Entry, Run
 from agent.analysis.statistics import area_under_curve
 from agent.analysis.tables import notes, number
+from agent.config_loader import as_text
 from envs.errors import UserError
 
 Row = dict[str, Any]
@@ -171,7 +172,7 @@ def settings_table(entries: Sequence[Entry], different: bool) -> dict[str, list[
     keys = dict.fromkeys(key for settings in learned for key in settings)
     table = {}
     for key in keys:
-        values = [short(settings[key]) if key in settings else "–" for settings in learned]
+        values = [as_text(settings[key]) if key in settings else "–" for settings in learned]
         if (key in changing) == different:
             table[key] = values if different else [next(value for value in values if value != "–")]
     return table

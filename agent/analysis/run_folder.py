@@ -13,7 +13,8 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from agent.analysis.statistics import Curve
-from agent.config_loader import flat, read_yaml
+from agent.config import Value
+from agent.config_loader import as_text, flat, member_with_new_keys, read_yaml, tell_once, with_new_keys
 from envs.errors import UserError
 
 GREEDY_RETURN = "eval/return_greedy"
@@ -28,7 +29,7 @@ class Greedy(BaseModel):
 class MemberResult(BaseModel):
     member: int
     seed: int
-    settings: dict[str, float]
+    settings: dict[str, Value]
     greedy: Greedy
 
 
@@ -115,23 +116,24 @@ class Entry:
 
 def load_run(folder: Path, name: str | None = None) -> list[Entry]:
     """A finished run as one entry per combination of swept settings."""
-    result, config = read_result(folder), read_config(folder)
+    result, values = read_result(folder), read_yaml(folder / "config.yaml")
+    config = read_config(folder)
     metrics = read_metrics(folder / "metrics.jsonl", is_compared)
     run = Run(str(folder), result.env_steps, result.wall_seconds, result.versions)
-    groups: dict[tuple[tuple[str, float], ...], list[Replication]] = defaultdict(list)
+    groups: dict[str, list[Replication]] = defaultdict(list)  # by settings, as JSON
     for m in result.members:
         own = Replication(run, m.member, m.seed, m.greedy.mean, metrics.get(m.member, {}))
-        groups[tuple(m.settings.items())].append(own)
+        groups[json.dumps(member_with_new_keys(m.settings, values))].append(own)
     return [
         Entry(
-            label=" ".join([str(config["algorithm"]), *(f"{key}={value:g}" for key, value in settings)]),
+            label=" ".join([str(config["algorithm"]), *(f"{key}={as_text(value)}" for key, value in settings.items())]),
             name=name or folder.name,
             env_id=result.env_id,
-            config=config | dict(settings),
-            swept=[key for key, _ in settings],
+            config=config | settings,
+            swept=list(settings),
             replications=members,
         )
-        for settings, members in groups.items()
+        for settings, members in ((json.loads(text), members) for text, members in groups.items())
     ]
 
 
@@ -140,7 +142,10 @@ def is_compared(metric: str) -> bool:
 
 
 def read_config(folder: Path) -> Settings:
-    return flat(read_yaml(folder / "config.yaml"))
+    path = folder / "config.yaml"
+    values, renamed = with_new_keys(read_yaml(path))
+    tell_once(str(path), renamed, once_per="finished runs")  # there may be many
+    return flat(values)
 
 
 def swept_settings(config: Settings) -> list[Settings]:

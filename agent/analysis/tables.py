@@ -11,13 +11,14 @@ from rich.table import Table
 
 from agent.analysis.comparison import FEW_SEEDS, Comparison, Summary
 from agent.analysis.statistics import Interval, iqm, stratified_bootstrap
+from agent.config_loader import as_text
 
 
 def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
     """Returns of each member, greedy and sampled as far as there are; the interval is of the IQM over episodes."""
     table = new_table("member", "policy", "mean ± std", "IQM [95 % interval]", "min", "max", "length")
     for member in members:
-        settings = [f"{key}={value:g}" for key, value in member["settings"].items()]
+        settings = [f"{key}={as_text(value)}" for key, value in member["settings"].items()]
         name = "\n".join([f"{member['member']} (seed {member['seed']})", *settings])
         for mode in ("greedy", "sampled"):
             if mode in member:

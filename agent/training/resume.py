@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from agent.config import Config, ConfigError
-from agent.config_loader import flat, load_config
+from agent.config_loader import flat, load_config, member_with_new_keys
 from agent.training.checkpoint import Checkpoint, latest, read
 from agent.training.tracking import METRICS_FILE
 from envs.errors import UserError
 
-FREE = ("total_env_steps", "num_threads", "device", "run_dir", "checkpoint.keep")  # device: as it turns out
+# What may change; `device` is compared as it was resolved, below.
+FREE = ("total_env_steps", "num_threads", "device", "compile_guards", "run_dir", "checkpoint.keep")
 
 
 def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | None:
@@ -23,7 +24,7 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
         if (run_dir / "config.yaml").exists():
             require_same(flat(load_config(run_dir / "config.yaml").model_dump()), config, run_dir)
         return None
-    checkpoint = read(folder)
+    checkpoint = with_todays_members(read(folder))
     require_same(flat(checkpoint.info.config), config, run_dir)
     if checkpoint.info.device != device:
         raise ConfigError(
@@ -35,6 +36,15 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
         raise ConfigError(f"total_env_steps: got {config.total_env_steps}, but {run_dir} has {done} steps behind it")
     require_metrics(run_dir / METRICS_FILE, checkpoint.info.metrics_bytes)
     return checkpoint
+
+
+def with_todays_members(checkpoint: Checkpoint) -> Checkpoint:
+    """What its members have of their own under the keys of today."""
+    best = [
+        member.model_copy(update={"settings": member_with_new_keys(member.settings, checkpoint.info.config)})
+        for member in checkpoint.info.best
+    ]
+    return checkpoint._replace(info=checkpoint.info.model_copy(update={"best": best}))
 
 
 def require_metrics(path: Path, num_bytes: int) -> None:
@@ -65,7 +75,7 @@ def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> Non
         listed = "\n".join(f"  {key}: {saved[key]!r} there, {own[key]!r} here" for key in differing)
         raise ConfigError(
             f"{run_dir} cannot go on with this config, other settings would make it another run:\n{listed}\n"
-            f"only total_env_steps, {', '.join(FREE[1:3])}, checkpoint.keep and wandb.* may change"
+            f"only total_env_steps, {', '.join(FREE[1:4])}, checkpoint.keep and wandb.* may change"
         )
 
 

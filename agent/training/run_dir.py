@@ -27,7 +27,7 @@ def make_run_dir(config: Config) -> Path:
             raise ConfigError(f"run_dir: {path} cannot be made: {error}") from None
         return path
     env_name = config.env.id.split(":")[-1].replace("/", "-")
-    stem = f"{env_name}-{config.algorithm}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
+    stem = f"{env_name}-{config.algorithm_name}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
         path = Path("runs") / f"{stem}{suffix}"
         with contextlib.suppress(FileExistsError):
