@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 
 from agent.analysis import filters, plan, report
-from agent.analysis.comparison import compare
+from agent.analysis.comparison import compare_entries
 from agent.analysis.entries import arrange, load_runs
 from agent.analysis.run_folder import Entry, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
     for reason in left_out:
         say(f"left out: {reason}")
     plan.train_missing(configs, train, say)
-    comparison = compare(arrange([*load_runs(folders), *found]))
+    comparison = compare_entries(arrange([*load_runs(folders), *found]))
     named = [text for text in options.inputs if "=" not in text]
     name = options.name or (plan.name_of(named[0]) if named else filters.name_of(options.filter))
     folder = Path("comparisons") / name

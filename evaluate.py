@@ -5,23 +5,22 @@ import contextlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
 
-import envs
 from agent import Policy
 from agent.analysis import figures
-from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.analysis.gradients import gradient_report, load_critics, visited_states
 from agent.analysis.report import finite
 from agent.analysis.run_folder import GRADIENTS_FIGURE
-from agent.analysis.tables import gradients_table, results_table
+from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
 from agent.config import MAX_SEED
 from agent.config_loader import load_config
+from agent.evaluation import MODES, evaluate, make_env, num_parallel_envs
 from agent.exit_codes import exit_code
+from agent.tables import results_table
 from envs import UserError
 
 EXAMPLES = """examples:
@@ -66,19 +65,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def evaluate(options: argparse.Namespace) -> None:
+def report_returns(options: argparse.Namespace) -> None:
+    """A table, or JSON, of the returns of each member; and a video where one is asked for."""
     policy = Policy.load(options.run, member=options.member, weights=options.weights)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
-    settings = env_settings(policy)
-    num_envs = num_parallel_envs(policy.num_members, options.episodes)
-    with contextlib.closing(envs.make(env_id, num_envs, **settings)) as env:
-        policy.check_fits(env)
-        members = evaluate_members(policy, env, options.episodes, options.seed, modes)
+    members = evaluate(policy, episodes=options.episodes, seed=options.seed, modes=modes, env_id=env_id)
     result = {"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}
     video = None
     if options.video:
-        with contextlib.closing(envs.make(env_id, 1, render_mode="rgb_array", **settings)) as env:
+        with contextlib.closing(make_env(policy, 1, env_id, render_mode="rgb_array")) as env:
             video = record(policy.select([0]), env, options.video, options.seed, sampled=modes[0] == "sampled")
     if options.json:
         print(json.dumps(result))
@@ -90,15 +86,6 @@ def evaluate(options: argparse.Namespace) -> None:
             console.print(f"video: {video}")
 
 
-def env_settings(policy: Policy) -> dict[str, Any]:
-    """How to make the environment that a policy was trained in."""
-    return {
-        "kwargs": policy.info.env_kwargs,
-        "action_bins": policy.info.action_bins,
-        "action_mask_key": policy.info.action_mask_key,
-    }
-
-
 def report_gradients(options: argparse.Namespace) -> None:
     """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
     run = Path(options.run)
@@ -108,7 +95,7 @@ def report_gradients(options: argparse.Namespace) -> None:
     critics = load_critics(run, config, policy)
     env_id = options.env or policy.trusted_env_id()
     num_envs = num_parallel_envs(policy.num_members, options.episodes)
-    with contextlib.closing(envs.make(env_id, num_envs, **env_settings(policy))) as env:
+    with contextlib.closing(make_env(policy, num_envs, env_id)) as env:
         policy.check_fits(env)
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
@@ -145,7 +132,7 @@ def seed(text: str) -> int:
 
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
-    return exit_code("evaluate.py", lambda: (report_gradients if options.gradients else evaluate)(options))
+    return exit_code("evaluate.py", lambda: (report_gradients if options.gradients else report_returns)(options))
 
 
 if __name__ == "__main__":

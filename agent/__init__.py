@@ -1,5 +1,37 @@
-"""Off-policy actor-critic for discrete action spaces, with straight-through Gumbel-softmax actors."""
+"""Off-policy actor-critic for discrete action spaces, with straight-through Gumbel-softmax actors.
 
-from agent.policy import Policy, PolicyError
+The public names are imported when they are first used: `import agent` alone is fast and imports no torch.
+"""
 
-__all__ = ["Policy", "PolicyError"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from agent.analysis.comparison import compare
+    from agent.config import Config
+    from agent.config_loader import load_config
+    from agent.evaluation import evaluate
+    from agent.policy import Policy, PolicyError
+    from agent.training.trainer import train
+
+__all__ = ["Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]
+
+MODULES = {
+    "Config": "agent.config",
+    "Policy": "agent.policy",
+    "PolicyError": "agent.policy",
+    "compare": "agent.analysis.comparison",
+    "evaluate": "agent.evaluation",
+    "load_config": "agent.config_loader",
+    "train": "agent.training.trainer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in MODULES:
+        raise AttributeError(f"module 'agent' has no attribute {name!r}")
+    return getattr(import_module(MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

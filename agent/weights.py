@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 
+CRITICS_FILE = "critics.safetensors"  # of a run folder: the critics at the end
 CHECKSUM = "sha256"  # of names, shapes and numbers, in the file's metadata: one file, so that no kill can part them
 
 
@@ -21,6 +22,11 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     staging = path.with_name(f".{path.name}.tmp")
     save_file(on_cpu, staging, metadata={CHECKSUM: checksum(on_cpu)})
     os.replace(staging, path)
+
+
+def save_critics(tensors: Mapping[str, Tensor], run: Path) -> None:
+    """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
+    save_weights(tensors, run / CRITICS_FILE)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

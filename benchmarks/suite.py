@@ -36,11 +36,11 @@ from agent.analysis.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from agent.analysis.tables import number
 from agent.config import Config, nearest
 from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
+from agent.tables import number
 from agent.training.trainer import train
 from benchmarks.peer_runs import check_venv, from_peer
 from benchmarks.rows import Row, add_rows, commands, read_rows

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from agent.analysis.comparison import Comparison, compare
-from agent.analysis.entries import arrange, load_runs
 
 STEPS = (100, 200, 300)
 
@@ -51,4 +50,4 @@ def fake_run(
 
 
 def compare_runs(runs: list[Path]) -> Comparison:
-    return compare(arrange(load_runs({run: run.name for run in runs})))
+    return compare(*runs)

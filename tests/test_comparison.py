@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from fake_runs import compare_runs, fake_run
 
+from agent import compare, config_loader
 from agent.analysis.entries import arrange, load_runs
 from agent.analysis.tables import notes, pairs_table, summary_table
 from envs import UserError
@@ -46,6 +47,39 @@ def test_swept_settings_are_told_apart(tmp_path: Path) -> None:
         ("tau.start=2", 2, 2.0),
         ("tau.start=0.5", 1, 5.0),
     ]
+
+
+def test_swept_pairs_are_told_apart(tmp_path: Path) -> None:
+    sweep = [{"noise_persistence": value} for value in ([0.5, 0.95], 0.5, [0.5, 0.95])]
+    run = fake_run(tmp_path / "sweep", "gumbel_actor_critic", [[0, 0, 1], [0, 0, 3], [0, 0, 5]], sweep=sweep)
+    summaries = compare(run).summaries
+    assert [(s.label, s.num_seeds) for s in summaries] == [
+        ("noise_persistence=[0.5, 0.95]", 2),
+        ("noise_persistence=0.5", 1),
+    ]
+
+
+def test_a_run_with_old_keys_is_pooled_with_one_with_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(config_loader, "told", set())
+    old_sweep, sweep = ([{"noise_persistence": value}] * 2 for value in (0.7, [0.7, 0.95]))
+    runs = [
+        fake_run(tmp_path / name, "gumbel_actor_critic", [[0, 0, 1]] * 2, sweep=own, settings=text, first_seed=seed)
+        for name, seed, own, text in (
+            ("old", 0, old_sweep, "sweep: {noise_persistence: [0.7]}\nnoise_persistence_max: 0.95"),
+            ("older", 2, old_sweep, "sweep: {noise_persistence: [0.7]}\nnoise_persistence_max: 0.95"),
+            ("new", 4, sweep, "sweep: {noise_persistence: [[0.7, 0.95]]}"),
+        )
+    ]
+    (entry,) = compare(*runs).entries
+    assert (entry.seeds, entry.config["noise_persistence"]) == ([0, 1, 2, 3, 4, 5], [0.7, 0.95])
+    assert len(caplog.records) == 1  # not one for each of many runs
+
+
+def test_nothing_to_compare_is_an_error() -> None:
+    with pytest.raises(UserError, match="compare: got no run, must be the folders of finished runs"):
+        compare()
 
 
 def test_tables_have_a_row_per_entry_and_per_pair(runs: list[Path]) -> None:

@@ -1,6 +1,7 @@
 """Evaluation: exactly the episodes asked for, none preferred for being short."""
 
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,9 +12,9 @@ from scripted_env import TERMINATED, Episode, ScriptedEnv
 from test_policy import make_policy
 
 import envs
-from agent import Policy
-from agent.analysis.evaluation import evaluate_members, num_parallel_envs, run_episodes, summary
-from envs import GymnasiumAdapter
+from agent import Policy, evaluate
+from agent.evaluation import evaluate_members, num_parallel_envs, run_episodes, summary
+from envs import GymnasiumAdapter, UserError
 
 
 def cartpole_policy(num_members: int = 1) -> Policy:
@@ -59,6 +60,47 @@ def test_summary_by_hand() -> None:
     assert (figures["mean"], figures["min"], figures["max"], figures["iqm"]) == (4.0, 1.0, 10.0, 2.5)
     assert figures["std"] == pytest.approx(np.std([1, 2, 3, 10]))
     assert figures["returns"] == [1.0, 2.0, 3.0, 10.0] and figures["lengths"] == [4, 5, 6, 7]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    cartpole_policy(2).save(tmp_path / "policy" / "final")
+    return tmp_path
+
+
+def test_a_run_is_evaluated_by_its_folder(folder: Path) -> None:
+    rows = evaluate(folder, member="all", episodes=3, seed=5)
+    assert [(row["member"], len(row["greedy"]["returns"]), len(row["sampled"]["returns"])) for row in rows] == [
+        (0, 3, 3),
+        (1, 3, 3),
+    ]
+    assert evaluate(Policy.load(folder, member="all"), episodes=3, seed=5) == rows
+    (best,) = evaluate(folder, episodes=3, modes=["sampled"])
+    assert best["member"] == 1 and "greedy" not in best
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"modes": ["gredy"]}, r"modes: got 'gredy', must be among greedy, sampled; did you mean 'greedy'\?"),
+        ({"modes": []}, "modes: got none"),
+        ({"episodes": 0}, "episodes: got 0, must be at least 1"),
+        ({"seed": -1}, "seed: got -1, must be between 0 and"),
+        ({"member": 7}, "member 7 does not exist"),
+        ({"env_id": "Acrobot-v1"}, "this policy has observations"),
+    ],
+)
+def test_evaluate_says_what_is_wrong(arguments: dict, message: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(folder, **arguments)
+
+
+def test_only_the_user_may_name_an_environment_that_imports_a_module(folder: Path) -> None:
+    policy = Policy.load(folder)
+    policy.info = policy.info.model_copy(update={"env_id": "scripted_env:CartPole-v1"})
+    with pytest.raises(UserError, match="which imports the Python module 'scripted_env'; if you trust it, say so"):
+        evaluate(policy, episodes=1)
+    assert len(evaluate(policy, episodes=1, env_id="scripted_env:CartPole-v1")) == 1
 
 
 def test_members_keep_their_number_when_selected() -> None:

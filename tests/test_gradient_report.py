@@ -13,10 +13,11 @@ import evaluate
 import train
 from agent import Policy
 from agent.analysis import gradients
-from agent.analysis.gradients import States, gradient_report, load_critics, save_critics
+from agent.analysis.gradients import States, gradient_report, load_critics
 from agent.config_loader import load_config
 from agent.critics import make_critics
 from agent.networks import member_generators
+from agent.weights import save_critics
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> N
     critics = load_critics(run, config, everyone)
     with_noise = torch.randn(critics.mlp.flat.shape, generator=Generator().manual_seed(0))
     critics.mlp.flat.copy_(with_noise)
-    save_critics(critics, tmp_path)
+    save_critics(critics.mlp.views(critics.mlp.flat), tmp_path)
     rows = with_noise.unflatten(0, (2, 2))  # [C, P]
     for member in (0, 1):
         own = load_critics(tmp_path, config, Policy.load(run, member=member))

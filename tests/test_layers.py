@@ -1,40 +1,46 @@
-"""Imports point downwards only, and envs stands alone."""
+"""Imports point downwards only, there are no cycles, and envs stands alone."""
 
 import ast
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
-LAYERS = [  # a module may import those of earlier lines
+LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
     {
         "agent.config",
         "agent.action_space",
+        "agent.bootstrap",
         "agent.metrics",
         "agent.exit_codes",
         "agent.versions",
         "agent.state",
         "agent.weights",
     },
-    {"agent.config_loader", "agent.estimators", "agent.schedules", "agent.losses", "agent.networks"},
-    {
-        "agent.critics",
-        "agent.exploration",
-        "agent.gradient_quality",
-        "agent.optimizer",
-        "agent.normalizer",
-        "agent.replay",
-    },
-    {"agent.policy", "agent.gumbel_actor_critic", "agent.reinforce"},
-    {"agent", "agent.analysis"},
-    {"agent.training"},
+    {"agent.config_loader", "agent.estimators", "agent.schedules", "agent.losses"},
+    {"agent.networks", "agent.exploration", "agent.optimizer", "agent.normalizer", "agent.replay", "agent.tables"},
+    {"agent.critics", "agent.gradient_quality", "agent.diagnostics"},
+    {"agent.policy", "agent.algorithms", "agent.gumbel_actor_critic", "agent.reinforce"},
+    {"agent.evaluation"},
+    {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other
+    {"agent"},  # the public names
     {"train", "evaluate", "compare"},
 ]
+PACKAGES = {"envs", "agent.networks", "agent.diagnostics", "agent.algorithms", "agent.training", "agent.analysis"}
 FILES = [
     *Path("agent").rglob("*.py"),
     *Path("envs").rglob("*.py"),
     *map(Path, ("train.py", "evaluate.py", "compare.py")),
 ]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_in(module: str, package: str) -> bool:
+    return module == package or module.startswith(f"{package}.")
 
 
 def layer(module: str) -> int:
@@ -53,14 +59,29 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:  # `from agent import losses` imports agent.losses
                 submodule = f"{node.module}.{alias.name}"
-                found.add(submodule if Path(*submodule.split(".")).with_suffix(".py").exists() else node.module)
+                place = Path(*submodule.split("."))
+                is_module = place.with_suffix(".py").exists() or (place / "__init__.py").exists()
+                found.add(submodule if is_module else node.module)
     return {name for name in found if name.split(".")[0] in ("agent", "envs", "train", "evaluate", "compare")}
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_file_imports_only_layers_below(path: Path) -> None:
-    module = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
-    same_package = {"envs", "agent.analysis", "agent.training"}
+    module = module_of(path)
     for imported in imports(path):
-        package = next((p for p in same_package if module.startswith(p) and imported.startswith(p)), None)
-        assert package or layer(imported) < layer(module), f"{module} imports {imported}"
+        is_neighbour = any(is_in(module, package) and is_in(imported, package) for package in PACKAGES)
+        assert is_neighbour or layer(imported) < layer(module), f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize(
+    ("package", "other"), [("agent.training", "agent.analysis"), ("agent.analysis", "agent.training")]
+)
+def test_training_and_analysis_do_not_know_each_other(package: str, other: str) -> None:
+    for path in FILES:
+        if is_in(module_of(path), package):
+            assert not any(is_in(imported, other) for imported in imports(path)), f"{path} imports {other}"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    graph = {module_of(path): imports(path) - {module_of(path)} for path in FILES}
+    TopologicalSorter(graph).prepare()  # CycleError names the modules of a cycle

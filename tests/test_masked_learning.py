@@ -18,9 +18,9 @@ from torch import Generator, Tensor
 import envs
 from agent import Policy
 from agent.action_space import ActionSpace
-from agent.analysis.evaluation import evaluate_members, num_parallel_envs
 from agent.config import ConfigError
 from agent.config_loader import load_config
+from agent.evaluation import evaluate_members, num_parallel_envs
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.networks import Actor
 from agent.policy import MemberInfo, describe_policy

@@ -14,8 +14,7 @@ from failing_env import ENV_ID
 from loops import make_loop
 from safetensors.torch import load_file, save_file
 
-from agent import Policy
-from agent.analysis import evaluation
+from agent import Policy, evaluation
 from agent.config import Config, ConfigError
 from agent.config_loader import flat, load_config
 from agent.exit_codes import Stopped

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from agent.analysis import statistics
+from agent import bootstrap
 from agent.analysis.statistics import (
     Curve,
     area_under_curve,
@@ -60,7 +60,7 @@ def test_interval_of_the_mean_covers_the_truth_about_as_often_as_it_says() -> No
 def test_resamples_in_parts_are_as_good(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = np.random.default_rng(0).normal(size=20)
     whole = stratified_bootstrap(scores)
-    monkeypatch.setattr(statistics, "MAX_DRAWN", 60)
+    monkeypatch.setattr(bootstrap, "MAX_DRAWN", 60)
     np.testing.assert_allclose(stratified_bootstrap(scores), whole, atol=0.05)
 
 

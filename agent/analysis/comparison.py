@@ -4,22 +4,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
+from pathlib import Path
 
 import numpy as np
 
+from agent.analysis.entries import arrange, load_runs
 from agent.analysis.run_folder import Entry, common_threshold
 from agent.analysis.statistics import (
     Curve,
-    Interval,
     area_under_curve,
     bootstrap_difference,
     bootstrap_probability_of_improvement,
-    iqm,
     optimality_gap,
     probability_of_improvement,
     steps_to_threshold,
-    stratified_bootstrap,
 )
+from agent.bootstrap import Interval, iqm, stratified_bootstrap
+from envs.errors import UserError
 
 FEW_SEEDS = 5  # with fewer the intervals are clearly too narrow, see statistics.py
 HELD = 3  # evaluations in a row that must reach the threshold
@@ -86,7 +87,18 @@ class Comparison:
         return None if label == self.best.label else self.pair(label, self.best.label)
 
 
-def compare(entries: Sequence[Entry]) -> Comparison:
+def compare(*runs: str | Path) -> Comparison:
+    """Compares finished runs, each by its folder. Runs that differ in their seeds only count as one entry.
+
+    Raises:
+        UserError: a folder holds no finished run, or the runs are not of one environment.
+    """
+    if not runs:
+        raise UserError("compare: got no run, must be the folders of finished runs")
+    return compare_entries(arrange(load_runs({Path(run): Path(run).name for run in runs})))
+
+
+def compare_entries(entries: Sequence[Entry]) -> Comparison:
     """Statistics of each entry and of each pair."""
     threshold = common_threshold(entries)
     pairs = [pair(x, y) for x, y in permutations(entries, 2)]

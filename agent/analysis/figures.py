@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from agent.analysis.statistics import Curve, Interval, Profile, iqm, stratified_bootstrap
+from agent.analysis.statistics import Curve, Profile
+from agent.bootstrap import Interval, iqm, stratified_bootstrap
 
 # Colour, dash pattern and marker change together; neighbours differ in luminance too.
 STYLES = [

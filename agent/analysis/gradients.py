@@ -17,21 +17,15 @@ from agent.gradient_quality import Moments, moments, quality
 from agent.gumbel_actor_critic import NUM_CRITICS, unbiased_estimator
 from agent.networks import member_generators
 from agent.policy import Policy
-from agent.weights import load_weights, save_weights
+from agent.weights import CRITICS_FILE, load_weights
 from envs import VectorEnvironment
 from envs.errors import UserError
 
-CRITICS_FILE = "critics.safetensors"
 TAUS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
 NUM_STATES = 128
 NUM_STEPS = 400  # of each environment, among whose states they are drawn
 REPEATS, ROUNDS = 8, 256  # draws at each state: their product
-
-
-def save_critics(critics: Critics, run: Path) -> None:
-    """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
-    save_weights(critics.mlp.views(critics.mlp.flat), run / CRITICS_FILE)
 
 
 def load_critics(run: Path, config: Config, policy: Policy) -> Critics:

@@ -19,8 +19,9 @@ from agent.analysis.entries import differences, what_is_learned
 from agent.analysis.gallery import FigureFile, write_figures
 from agent.analysis.run_folder import Entry, Run
 from agent.analysis.statistics import area_under_curve
-from agent.analysis.tables import notes, number
+from agent.analysis.tables import notes
 from agent.config_loader import as_text
+from agent.tables import number
 from envs.errors import UserError
 
 Row = dict[str, Any]

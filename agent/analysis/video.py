@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from agent.analysis.evaluation import MAX_EPISODE_STEPS
+from agent.evaluation import MAX_EPISODE_STEPS
 from agent.policy import Policy
 from envs import UserError, VectorEnvironment
 

@@ -14,8 +14,8 @@ from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from agent.analysis.tables import number, results_table
 from agent.config import Config
+from agent.tables import number, results_table
 
 RETURNS = {
     "return": "train/episode_return",

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from agent.analysis.gradients import CRITICS_FILE
 from agent.config import Config, ConfigError
+from agent.weights import CRITICS_FILE
 from envs.errors import UserError
 
 LOCK, OWNER = ".lock", ".owner.json"

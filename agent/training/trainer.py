@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from agent.analysis.evaluation import MODES, evaluate_members, num_parallel_envs
-from agent.analysis.gradients import save_critics
 from agent.config import Config
+from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
 from agent.gumbel_actor_critic import GumbelActorCritic
 from agent.policy import MemberInfo, Policy, describe_policy
@@ -28,6 +27,7 @@ from agent.training.setup import derived_seed, make_env, seed_streams, select_de
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
+from agent.weights import save_critics
 from envs import UserError, VectorEnvironment
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
@@ -338,7 +338,8 @@ class Trainer:
             members[member]["failed_at_env_steps"] = env_steps
         self.policy.save(self.run_dir / "policy" / "final")
         if isinstance(self.loop.learner, GumbelActorCritic):
-            save_critics(self.loop.learner.critics, self.run_dir)
+            critics = self.loop.learner.critics.mlp
+            save_critics(critics.views(critics.flat), self.run_dir)
         result = {
             "env_id": self.config.env.id,
             "env_steps": self.env_steps,

@@ -1,18 +1,73 @@
 """Returns of frozen policies over whole episodes."""
 
+import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from agent.analysis.statistics import iqm
+import envs
+from agent.bootstrap import iqm
+from agent.config import MAX_SEED, nearest
 from agent.policy import Policy
-from envs import VectorEnvironment
+from envs import UserError, VectorEnvironment
 
 MODES = ("greedy", "sampled")
 MAX_PARALLEL_EPISODES = 10  # per member
 MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
+
+
+def evaluate(
+    run: str | Path | Policy,
+    *,
+    member: int | Literal["best", "all"] = "best",
+    weights: Literal["final", "best"] = "final",
+    episodes: int = 100,
+    seed: int = 0,
+    modes: Sequence[str] = MODES,
+    env_id: str | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluates saved policies on fresh environments: one row per member, as `evaluate_members` returns them.
+
+    Args:
+        run: a run folder, a policy folder, or a policy that is loaded already; then member and weights do not count.
+        member: one by number, the one with the highest evaluation, or all of them.
+        weights: of a run folder, those at the end of training or those of each member's best evaluation.
+        episodes: of each mode.
+        seed: of environments and draws.
+        modes: greedy, sampled or both.
+        env_id: another environment with the same spaces; `module:Id` imports the module.
+
+    Raises:
+        UserError: the arguments, the folder or the environment cannot be used.
+    """
+    if unknown := [mode for mode in modes if mode not in MODES]:
+        raise UserError(f"modes: got {unknown[0]!r}, must be among {', '.join(MODES)}{nearest(unknown[0], MODES)}")
+    if not modes:
+        raise UserError(f"modes: got none, must be among {', '.join(MODES)}")
+    if episodes < 1:
+        raise UserError(f"episodes: got {episodes}, must be at least 1")
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed: got {seed}, must be between 0 and {MAX_SEED}")
+    policy = run if isinstance(run, Policy) else Policy.load(run, member=member, weights=weights)
+    num_envs = num_parallel_envs(policy.num_members, episodes)
+    with contextlib.closing(make_env(policy, num_envs, env_id)) as env:
+        policy.check_fits(env)
+        return evaluate_members(policy, env, episodes, seed, modes)
+
+
+def make_env(policy: Policy, num_envs: int, env_id: str | None = None, **settings: Any) -> VectorEnvironment:
+    """Environments as the policy was trained in. Where its own id would import a module, the user must name it."""
+    return envs.make(
+        env_id or policy.trusted_env_id(),
+        num_envs,
+        kwargs=policy.info.env_kwargs,
+        action_bins=policy.info.action_bins,
+        action_mask_key=policy.info.action_mask_key,
+        **settings,
+    )
 
 
 class Episodes(NamedTuple):

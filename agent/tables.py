@@ -1,0 +1,56 @@
+"""Tables and numbers for people."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.table import Table
+
+from agent.bootstrap import iqm, stratified_bootstrap
+from agent.config_loader import as_text
+
+
+def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
+    """Returns of each member, greedy and sampled as far as there are; the interval is of the IQM over episodes."""
+    table = new_table("member", "policy", "mean ± std", "IQM [95 % interval]", "min", "max", "length")
+    for member in members:
+        settings = [f"{key}={as_text(value)}" for key, value in member["settings"].items()]
+        name = "\n".join([f"{member['member']} (seed {member['seed']})", *settings])
+        for mode in ("greedy", "sampled"):
+            if mode in member:
+                table.add_row(name, mode, *figures_of(member[mode]))
+                name = ""
+    return table
+
+
+def figures_of(episodes: Mapping[str, Any]) -> list[str]:
+    interval = stratified_bootstrap(np.array(episodes["returns"]), iqm)
+    return [
+        f"{number(episodes['mean'])} ± {number(episodes['std'])}",
+        f"{number(episodes['iqm'])} [{number(interval.low)}, {number(interval.high)}]",
+        number(episodes["min"]),
+        number(episodes["max"]),
+        f"{np.mean(episodes['lengths']):.0f}",
+    ]
+
+
+def new_table(*headings: str) -> Table:
+    """The first column is text and may fold, the rest are figures."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title_justify="left")
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", overflow="fold")
+    return table
+
+
+def number(value: float) -> str:
+    """About three digits, for people."""
+    size = abs(value)
+    if not math.isfinite(value):
+        return str(value)
+    if size >= 1000:
+        return f"{value:.0f}"
+    if size >= 10:
+        return f"{value:.1f}"
+    return f"{value:.2f}" if size >= 0.1 else f"{value + 0.0:.3g}"
