@@ -41,7 +41,8 @@ HOW_TO = """what to compare
     python compare.py configs/cartpole.yaml --seeds 5 --vary tau.start=2.0,1.0,0.5
     python compare.py configs/cartpole.yaml --seeds 5 'sweep={tau.start: [2.0, 1.0, 0.5]}'
   --vary takes any setting and trains one run per combination: one more value later trains one more run. A sweep takes
-  per-member settings (* in train.py --help) and trains them in one process: faster, but one more value trains all anew.
+  per-member settings (* in train.py --help) and trains them in one process: faster, but one more value trains all of
+  them again.
 
 what counts
   Each seed is one replication. Runs with the same settings and other seeds are pooled; settings swept inside a run are
@@ -49,7 +50,7 @@ what counts
   its 95 % interval excludes zero: against the best in the table of results, else against the entry named.
 
 what happens
-  What is trained already is not trained again, so after Ctrl-C the same command goes on with the runs still missing.
+  What is trained already is not trained again, so after Ctrl-C the same command trains the runs still missing.
   Everything lands in comparisons/<name>/, over what an earlier comparison of that name left: report.html (one page,
   to pass on as it is), its figures as PNG, results.csv, results.json (every seed). The tables go to W&B too where
   wandb.mode of the first entry wants it; where that is auto, WANDB_MODE=disabled keeps them here.
@@ -135,8 +136,8 @@ def require_file(path: Path) -> None:
 def main(arguments: list[str]) -> int:
     options = parse(arguments)
     command = f"python compare.py {shlex.join(arguments)}"
-    go_on = "the same command goes on with the runs still missing"
-    return exit_code("compare.py", lambda: run(options, command, Console()), go_on)
+    then = "the same command trains the runs still missing"
+    return exit_code("compare.py", lambda: run(options, command, Console()), then)
 
 
 if __name__ == "__main__":

@@ -59,23 +59,38 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--env", metavar="ID", help="another environment with the same spaces; module:Id imports module"
     )
+    parser.add_argument(
+        "--network", metavar="module:Class", help="the network of your own that the policy names, to allow its import"
+    )
+    parser.add_argument("--trust", action="store_true", help="allow the import of whatever network the policy names")
     options = parser.parse_args(arguments)
     if options.gradients and (options.weights == "best" or options.greedy or options.sampled or options.video):
         parser.error("--gradients measures the last weights' gradients, on actions drawn; leave the other options out")
     return options
 
 
+def load(options: argparse.Namespace) -> Policy:
+    return Policy.load(
+        options.run,
+        member=options.member,
+        weights=options.weights,
+        network=options.network,
+        trust=options.trust,
+    )
+
+
 def report_returns(options: argparse.Namespace) -> None:
     """A table, or JSON, of the returns of each member; and a video where one is asked for."""
-    policy = Policy.load(options.run, member=options.member, weights=options.weights)
+    policy = load(options)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
     members = evaluate(policy, episodes=options.episodes, seed=options.seed, modes=modes, env_id=env_id)
     result = {"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}
     video = None
     if options.video:
-        with contextlib.closing(make_env(policy, 1, env_id, render_mode="rgb_array")) as env:
-            video = record(policy.select([0]), env, options.video, options.seed, sampled=modes[0] == "sampled")
+        first = policy.select([0])
+        with contextlib.closing(make_env(first, 1, env_id, render_mode="rgb_array")) as env:
+            video = record(first, env, options.video, options.seed, sampled=modes[0] == "sampled")
     if options.json:
         print(json.dumps(result))
     else:
@@ -89,13 +104,12 @@ def report_returns(options: argparse.Namespace) -> None:
 def report_gradients(options: argparse.Namespace) -> None:
     """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
     run = Path(options.run)
-    policy = Policy.load(run, member=options.member)
+    policy = load(options)
     config = load_config(run / "config.yaml")
     torch.set_num_threads(config.num_threads)
     critics = load_critics(run, config, policy)
     env_id = options.env or policy.trusted_env_id()
-    num_envs = num_parallel_envs(policy.num_members, options.episodes)
-    with contextlib.closing(make_env(policy, num_envs, env_id)) as env:
+    with contextlib.closing(make_env(policy, num_parallel_envs(options.episodes), env_id)) as env:
         policy.check_fits(env)
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)

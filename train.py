@@ -16,9 +16,9 @@ EXAMPLES = """examples:
   python train.py configs/cartpole.yaml algorithm=reinforce    the baseline on the same task
   python train.py env.id=Acrobot-v1 'sweep={tau.start: [2.0, 1.0, 0.5]}' seeds=5   15 members in one process
   python train.py configs/cartpole.yaml --print-config         every setting as it would be used
-  python train.py --resume runs/x                              goes on with a run as if it had never stopped
+  python train.py --resume runs/x                              resumes a run as if it had never stopped
   python train.py --resume runs/x total_env_steps=200000       and makes a finished one longer
-  python train.py configs/cartpole.yaml run_dir=runs/x --resume auto   begins, or goes on with what is in run_dir
+  python train.py configs/cartpole.yaml run_dir=runs/x --resume auto   starts, or resumes what is in run_dir
 """
 
 
@@ -35,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--resume",
         metavar="RUN",
-        help="go on with the run in this folder; auto: in run_dir, or begin where it is empty",
+        help="resume the run in this folder; auto: in run_dir, or start where it is empty",
     )
     return parser.parse_intermixed_args(arguments)
 
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
         file, overrides = None, [file, *overrides]
     if options.resume not in (None, "auto"):
         if file is not None:
-            raise UserError(f"--resume {options.resume}: goes on with the run's own config; leave out {file}")
+            raise UserError(f"--resume {options.resume}: resumes with the run's own config; leave out {file}")
         config = config_of_run(Path(options.resume), overrides)
     else:
         config = load_config(file, overrides)

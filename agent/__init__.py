@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from agent.config_loader import load_config
     from agent.evaluation import evaluate
     from agent.policy import Policy, PolicyError
+    from agent.training.callbacks import Callback
     from agent.training.trainer import train
 
-__all__ = ["Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]
+__all__ = ["Callback", "Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]
 
 MODULES = {
+    "Callback": "agent.training.callbacks",
     "Config": "agent.config",
     "Policy": "agent.policy",
     "PolicyError": "agent.policy",

@@ -20,7 +20,7 @@ class ActionSpace:
         self.is_ragged = min(self.num_choices) < self.width
         self.choice = torch.arange(self.width, device=device)
         self.mask: Bool[Tensor, "K N"] = self.choice < torch.tensor(self.num_choices, device=device).unsqueeze(-1)
-        self.max_entropy = sum(math.log(n) for n in self.num_choices)  # nats
+        self.shape = (self.num_factors, self.width)
 
     def mask_logits(
         self, logits: Float[Tensor, "*batch K N"], mask: Bool[Tensor, "*batch K N"] | None = None
@@ -30,9 +30,12 @@ class ActionSpace:
             return logits.masked_fill(~mask, IMPOSSIBLE)
         return logits.masked_fill(~self.mask, IMPOSSIBLE) if self.is_ragged else logits
 
-    def max_entropy_of(self, mask: Bool[Tensor, "*batch K N"]) -> Float[Tensor, "*batch"]:
-        """sum_k log m_k of a state whose mask leaves m_k choices: the largest entropy that a policy can have there."""
-        return mask.sum(-1).log().sum(-1)
+    def max_entropy(self, mask: Bool[Tensor, "P B K N"] | None = None) -> Float[Tensor, " P"] | float:
+        """sum_k log n_k [nats], the largest entropy that a policy can have; with a mask n_k counts its legal choices,
+        and the sum is the mean over the batch."""
+        if mask is None:
+            return sum(math.log(n) for n in self.num_choices)
+        return mask.sum(-1).log().sum(-1).mean(-1)
 
     def one_hot(self, action: Int[Tensor, "*batch K"]) -> Float[Tensor, "*batch K N"]:
         return (action.unsqueeze(-1) == self.choice).float()

@@ -85,7 +85,7 @@ class EnvConfig(Section):
     on_error: Literal["stop", "restart"] = Field(
         "stop",
         description="where an environment raises, or gives a wrong shape or a number that is not finite: stop the run "
-        "with an error that names it, or put a new one in its place and end the episode as by a time limit",
+        "with an error that names it, or put a new one in its place and truncate the episode",
     )
     timeout_seconds: float | None = Field(
         300.0,
@@ -295,20 +295,20 @@ class EvaluationConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """Full training states under checkpoints/, from which a run goes on as if it had never stopped."""
+    """Full training states under checkpoints/, from which a run resumes as if it had never stopped."""
 
     every_env_steps: int | None = Field(
         20_000,
         ge=1,
-        description="steps of a member between checkpoints; there, environments that are no tensors begin new "
-        "episodes, and those under way end as by a time limit; null: none are written",
+        description="steps of a member between checkpoints; there, environments that are not tensor "
+        "environments are reset, and their episodes truncated; null: none are written",
     )
     keep: int = Field(1, ge=1, description="newest checkpoints that stay, besides that of the highest return")
     replay_gib: float = Field(
         4.0,
         ge=0,
-        description="a larger replay stays out of the checkpoints: a run that goes on collects learning_starts steps "
-        "with its policy before it learns on, and is not the same bit for bit",
+        description="a larger replay stays out of the checkpoints: a resumed run collects learning_starts steps with "
+        "its policy before it learns again, and is not the same bit for bit",
     )
 
 

@@ -1,20 +1,19 @@
 """How a gradient passes a discrete sample: pure functions of (logits, tau, noise, Q).
 
-An estimator turns the policy's logits [P, B, K, N] and the critics' Q(s, .) into an estimate of the gradient of
-E_{a ~ pi} Q(s, a) with respect to the logits. Noise comes in from outside, [num_samples, P, B, K, N] standard Gumbel,
-so that the same draw can be repeated.
+An estimator is a surrogate objective [P, B]: its value is the critics' Q(s, .) at the action drawn, its gradient with
+respect to the policy's logits [P, B, K, N] estimates that of E_{a ~ pi} Q(s, a). Noise comes in from outside,
+[num_samples, P, B, K, N] standard Gumbel, so that the same draw can be repeated.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64
-from torch import Generator, Tensor
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
 
-from agent.action_space import IMPOSSIBLE
 from agent.config import EstimatorConfig
 
 
@@ -22,31 +21,14 @@ from agent.config import EstimatorConfig
 class ActionValue(Protocol):
     """Q(s, .) at a batch of states: of one-hot and of relaxed actions [P, B, K, N]."""
 
-    def value(self, action: Tensor) -> Tensor:
-        """Q(s, action), [P, B]."""
-
-    def value_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        """Q(s, action), [P, B], and its gradient with respect to the action, [P, B, K, N]."""
+    def __call__(self, action: Tensor) -> Tensor:
+        """Q(s, action), [P, B], differentiable."""
 
     def counterfactuals(self, action: Tensor) -> Tensor:
         """[P, B, K, N]: Q(s, action) had factor k taken choice n, the other factors as they are in a one-hot action."""
 
 
-class Estimate(NamedTuple):
-    """Q at the action drawn, and the gradient of E_{a ~ pi} Q(s, a) with respect to the logits as estimated."""
-
-    value: Float[Tensor, "P B"]
-    gradient: Float[Tensor, "P B K N"]
-
-
-def gumbel_noise(
-    shape: tuple[int, ...], generator: Generator | None = None, device: torch.device | str | None = None
-) -> Float[Tensor, "..."]:
-    """Standard Gumbel draws."""
-    return gumbel_of(torch.rand(shape, dtype=torch.float64, generator=generator, device=device))
-
-
-def gumbel_of(uniform: Float64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+def gumbel(uniform: Float64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     """-log(-log u), standard Gumbel where u is uniform on [0, 1); always finite: -log u is clamped first.
 
     Float64 because a float32 u has 2^24 values, and none of them gives more than 16.6.
@@ -55,206 +37,171 @@ def gumbel_of(uniform: Float64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
     return uniform.log().neg().clamp(limits.tiny, limits.max).log().neg().float()
 
 
+def one_hot_argmax(x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
+    """A constant: no gradient passes it."""
+    x = x.detach()
+    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
+
+
 def hard_sample(logits: Float[Tensor, "*batch K N"], noise: Float[Tensor, "*batch K N"]) -> Float[Tensor, "*batch K N"]:
     """One-hot argmax(logits + noise), distributed as softmax(logits).  Gumbel-max; Maddison et al. 2014."""
     return one_hot_argmax(logits + noise)
 
 
-def one_hot_argmax(x: Float[Tensor, "*batch N"]) -> Float[Tensor, "*batch N"]:
-    return torch.zeros_like(x).scatter_(-1, x.argmax(-1, keepdim=True), 1.0)
+def through(value: Tensor, surrogate: Tensor) -> Tensor:
+    """The value of one tensor, the gradient of another."""
+    return value.detach() + (surrogate - surrogate.detach())
 
 
-def straight_through_gumbel_softmax(
-    logits: Float[Tensor, "*batch K N"],
-    tau: float | Tensor,
-    generator: Generator | None = None,
-    *,
-    mask: Bool[Tensor, "*#batch K N"] | None = None,
-    noise: Float[Tensor, "*batch K N"] | None = None,
-) -> Float[Tensor, "*batch K N"]:
-    """Draws a one-hot action per factor; its gradient is that of the Gumbel-softmax relaxation at the same noise.
+def straight_through_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+    """The critic sees the hard sample, and its gradient passes the relaxed one at the same noise.
 
         g ~ Gumbel(0, 1)                                noise
-        z = one_hot(argmax(logits + g))    returned     Jang et al. 2017, eq. 1
-        y = softmax((logits + g) / tau)    relaxation   eq. 2
-        dz/dlogits := dy/dlogits           gradient     sec. 2.2
+        a = one_hot(argmax(logits + g))                 Jang et al. 2017, eq. 1
+        y = softmax((logits + g) / tau)                 eq. 2
+        Q(s, a + y - stop_gradient(y))                  sec. 2.2
 
-    The form to differentiate; `straight_through` is its gradient in closed form. The draw is exact for every tau:
-    P(z = a) = softmax(logits)_a. Only the gradient is biased; for an objective linear
-    in z the bias vanishes as tau -> 0 while the variance grows as 1 / tau.
-
-    Args:
-        tau: temperature > 0, a number or a tensor that broadcasts against `logits`.
-        mask: True where a choice is real; the others are never drawn and get no gradient.
-        noise: the Gumbel draw to use; none: a new one from `generator`.
-    """
-    if mask is not None:
-        logits = logits.masked_fill(~mask, IMPOSSIBLE)
-    if noise is None:
-        noise = gumbel_noise(logits.shape, generator, logits.device).to(logits.dtype)
-    perturbed = logits + noise
-    y = (perturbed / tau).softmax(-1)
-    return one_hot_argmax(perturbed.detach()) + (y - y.detach())
-
-
-def softmax_gradient(y: Float[Tensor, "*batch N"], v: Float[Tensor, "*#batch N"]) -> Float[Tensor, "*batch N"]:
-    """(diag(y) - y y^T) v: the gradient of softmax(x) . v with respect to x, where y = softmax(x)."""
-    weighted = y * v
-    return weighted.addcmul_(y, weighted.sum(-1, keepdim=True), value=-1)
-
-
-def straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
-    """The critic's own gradient at the hard sample, through `straight_through_gumbel_softmax`, in closed form.
-
-    z = one_hot(argmax(logits + g)),  y = softmax((logits + g) / tau)
-    gradient = (diag(y) - y y^T) / tau  dQ/da (s, z)                                     Jang et al. 2017, sec. 2.2
+    The draw is exact for every tau: P(a) = softmax(logits)_a. Only the gradient is biased; for a critic linear in a the
+    bias vanishes as tau -> 0 while the variance grows as 1 / tau.
     """
     perturbed = logits + noise[0]
-    value, q_gradient = q.value_and_gradient(one_hot_argmax(perturbed))
-    return Estimate(value, softmax_gradient((perturbed / tau).softmax(-1), q_gradient).div_(tau))
+    a = one_hot_argmax(perturbed)
+    y = (perturbed / tau).softmax(-1)
+    return q(a + (y - y.detach()))
 
 
-def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """The exact gradient of Q at the relaxed sample: the critic sees y, which is no action.
 
-    y = softmax((logits + g) / tau)
-    gradient = (diag(y) - y y^T) / tau  dQ/da (s, y)                          Maddison et al. 2017; Jang et al. 2017
+    Q(s, y),  y = softmax((logits + g) / tau)                                 Maddison et al. 2017; Jang et al. 2017
     """
-    y = ((logits + noise[0]) / tau).softmax(-1)
-    value, q_gradient = q.value_and_gradient(y)
-    return Estimate(value, softmax_gradient(y, q_gradient).div_(tau))
+    return q(((logits + noise[0]) / tau).softmax(-1))
 
 
-def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """The critic's gradient at the hard sample, through the policy's own probabilities; tau plays no part.
 
-    gradient = (diag(pi) - pi pi^T)  dQ/da (s, z)                                                 Bengio et al. 2013
+    Q(s, a + pi - stop_gradient(pi))                                                              Bengio et al. 2013
 
     Unbiased for a critic linear in each factor, where it is the local expectation.
     """
-    value, q_gradient = q.value_and_gradient(hard_sample(logits, noise[0]))
-    return Estimate(value, softmax_gradient(logits.softmax(-1), q_gradient))
+    return q(through(hard_sample(logits, noise[0]), logits.softmax(-1)))
 
 
-def gumbel_rao(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
-    """Straight-through Gumbel-softmax, its Jacobian averaged over noise that would have drawn the same action.
+def gumbel_rao(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+    """Straight-through Gumbel-softmax, its relaxation averaged over noise that would have drawn the same action.
 
-    z from noise[0]; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
+    a from noise[0]; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
         l_i + g_i = -log E_i,   l_j + g_j = -log(E_j / pi_j + E_i)                Paulus et al. 2021
-        y = softmax((l + g) / tau),   gradient = mean (diag(y) - y y^T) / tau  dQ/da (s, z)
+        y = mean softmax((l + g) / tau),   Q(s, a + y - stop_gradient(y))
 
     The same mean as straight-through Gumbel-softmax and never more variance, for one critic call.
     """
-    z = hard_sample(logits, noise[0])
-    value, q_gradient = q.value_and_gradient(z)
-    perturbed = conditional_gumbel(logits.log_softmax(-1), z, noise[1:])
-    gradient = softmax_gradient((perturbed / tau).softmax(-1), q_gradient)
-    return Estimate(value, gradient.mean(0).div_(tau))
+    a = hard_sample(logits, noise[0])
+    perturbed = conditional_gumbel(logits.log_softmax(-1), a, noise[1:])
+    y = (through(perturbed, logits) / tau).softmax(-1).mean(0)
+    return q(through(a, y))
 
 
 def conditional_gumbel(
-    log_pi: Float[Tensor, "*batch K N"], z: Float[Tensor, "*batch K N"], noise: Float[Tensor, "S *batch K N"]
+    log_pi: Float[Tensor, "*batch K N"], a: Float[Tensor, "*batch K N"], noise: Float[Tensor, "S *batch K N"]
 ) -> Float[Tensor, "S *batch K N"]:
-    """log_pi + g with g distributed as Gumbel noise given that the argmax is z.
+    """log_pi + g with g distributed as Gumbel noise given that the argmax is a.
 
     -log(E_j / pi_j + E_i) = -logsumexp(-noise_j - log_pi_j, -noise_i), so that no pi_j -> 0 overflows.
     """
-    top = (noise * z).sum(-1, keepdim=True)  # of the choice drawn: the largest of all
-    return torch.where(z.bool(), top, -torch.logaddexp(-noise - log_pi, -top))
+    top = (noise * a).sum(-1, keepdim=True)  # of the choice drawn: the largest of all
+    return torch.where(a.bool(), top, -torch.logaddexp(-noise - log_pi, -top))
 
 
-def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue, *, gap: float) -> Estimate:
+def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue, *, gap: float) -> Tensor:
     """Straight through a softmax whose logits are moved, without a gradient, until the choice drawn leads by a gap.
 
-    z = one_hot(argmax(logits + g)),  i the choice drawn
-    m = (max logits - logits_i) z - relu(logits + gap - max logits) (1 - z)                        Fan et al. 2022
-    y = softmax((logits + m) / tau),   gradient = (diag(y) - y y^T) / tau  dQ/da (s, z)
+    a = one_hot(argmax(logits + g)),  i the choice drawn
+    m = (max logits - logits_i) a - relu(logits + gap - max logits) (1 - a)                        Fan et al. 2022
+    y = softmax((logits + m) / tau),   Q(s, a + y - stop_gradient(y))
 
-    No randomness beyond z: less variance than straight-through Gumbel-softmax. Biased for a linear critic too.
+    No randomness beyond a: less variance than straight-through Gumbel-softmax. Biased for a linear critic too.
     """
-    z = hard_sample(logits, noise[0])
-    value, q_gradient = q.value_and_gradient(z)
+    a = hard_sample(logits, noise[0])
     top = logits.amax(-1, keepdim=True)
-    moved = torch.where(z.bool(), top, logits - (logits + gap - top).relu())
-    return Estimate(value, softmax_gradient((moved / tau).softmax(-1), q_gradient).div_(tau))
+    moved = torch.where(a.bool(), top, logits - (logits + gap - top).relu())
+    return q(through(a, (through(moved, logits) / tau).softmax(-1)))
 
 
-def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """Second-order straight-through: Heun's method where straight-through softmax is Euler's.
 
-    z ~ pi,  p = (z + softmax(logits / tau)) / 2
-    gradient = 2 (diag(p) - p p^T) v - 1/2 (diag(pi) - pi pi^T) v,  v = dQ/da (s, z)  Liu et al. 2023, alg. 2
+    a ~ pi,  p = (a + softmax(logits / tau)) / 2
+    y = 2 softmax(stop_gradient(log p - logits) + logits) - softmax(logits) / 2           Liu et al. 2023, alg. 2
+    Q(s, a + y - stop_gradient(y))
 
     At tau = 1 unbiased for a critic linear or quadratic in a factor. tau below 1 counts as 1: the authors' range.
     """
-    z = hard_sample(logits, noise[0])
-    value, q_gradient = q.value_and_gradient(z)
-    pi = logits.softmax(-1)
-    p = 0.5 * (z + (logits / tau.clamp(min=1.0)).softmax(-1))
-    gradient = 2 * softmax_gradient(p, q_gradient) - 0.5 * softmax_gradient(pi, q_gradient)
-    return Estimate(value, gradient)
+    a = hard_sample(logits, noise[0])
+    p = 0.5 * (a + (logits / tau.clamp(min=1.0)).softmax(-1))
+    y = 2 * through(p.log(), logits).softmax(-1) - 0.5 * logits.softmax(-1)
+    return q(through(a, y))
 
 
-def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """Each factor's exact sum over its choices, the other factors held at their sample.
 
-    z ~ pi,  q_kn = Q(s, z with the choice of factor k replaced by n)
-    gradient_k = (diag(pi_k) - pi_k pi_k^T) q_k                 Titsias & Lazaro-Gredilla 2015
+    a ~ pi,  q_kn = Q(s, a with the choice of factor k replaced by n)
+    sum_k pi_k . stop_gradient(q_k)                             Titsias & Lazaro-Gredilla 2015
 
-    Unbiased for any critic, and exact for a single factor. One backward pass where the critic is linear in each
-    factor; sum_k n_k critic evaluations, as one batch, where it is not.
+    Unbiased for any critic, and exact for a single factor. One evaluation where the critic is linear in each factor;
+    sum_k n_k of them, as one batch, where it is not.
     """
-    z = hard_sample(logits, noise[0])
-    counterfactuals = q.counterfactuals(z)
-    value = (counterfactuals * z).sum(-1)[..., 0]  # at z itself, whichever the factor
-    return Estimate(value, softmax_gradient(logits.softmax(-1), counterfactuals))
+    a = hard_sample(logits, noise[0])
+    counterfactuals = q.counterfactuals(a).detach()
+    value = (counterfactuals * a).sum(-1)[..., 0]  # at a itself, whichever the factor
+    return through(value, (logits.softmax(-1) * counterfactuals).sum((-2, -1)))
 
 
-def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for the mean of critics that are linear in each factor.
 
     With K = 1 this is the sum over actions of discrete SAC (Christodoulou 2019, eq. 12). Differs from it: a min over
     twin critics is taken after the expectation, where it stays a bound for K > 1 too.
     """
-    pi = logits.softmax(-1)
-    value, q_gradient = q.value_and_gradient(pi)
-    return Estimate(value, softmax_gradient(pi, q_gradient))
+    return q(logits.softmax(-1))
 
 
-def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """REINFORCE with the critic as return: several samples, the mean of the others as the baseline of each.
 
-        gradient = 1 / (m - 1) sum_i (Q_i - mean_j Q_j) z_i                                Kool et al. 2019, eq. 8
+        1 / (m - 1) sum_i stop_gradient(Q_i - mean_j Q_j) log pi(a_i)                      Kool et al. 2019, eq. 8
 
-    Unbiased for any critic; needs no gradient of Q. The value is Q at the first sample.
+    Unbiased for any critic; needs no gradient of Q. The value is Q at the first sample. The logits stand in for log pi:
+    the weights sum to zero, so that its normalizer cancels.
     """
     samples = [hard_sample(logits, g) for g in noise]
-    values = torch.stack([q.value(z) for z in samples])
+    values = torch.stack([q(a) for a in samples]).detach()
     weights = (values - values.mean(0)) / (len(samples) - 1)
-    return Estimate(values[0], (weights[..., None, None] * torch.stack(samples)).sum(0))
+    return through(values[0], (weights * (torch.stack(samples) * logits).sum((-2, -1))).sum(0))
 
 
-def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     """REINFORCE with the critic as return and Q(s, pi_1 ... pi_K) as baseline.
 
-        gradient = mean_i (Q_i - Q(s, pi)) (z_i - pi)                                                 Williams 1992
+        mean_i stop_gradient(Q_i - Q(s, pi)) log pi(a_i)                                              Williams 1992
 
     Unbiased for any critic, since the baseline depends on no sample; it is V(s) where the critic is linear in each
     factor and an approximation of it elsewhere.
     """
-    pi = logits.softmax(-1)
-    baseline = q.value(pi)
     samples = [hard_sample(logits, g) for g in noise]
-    values = [q.value(z) for z in samples]
-    terms = [(value - baseline)[..., None, None] * (z - pi) for value, z in zip(values, samples, strict=True)]
-    return Estimate(values[0], torch.stack(terms).mean(0))
+    values = torch.stack([q(a) for a in samples]).detach()
+    baseline = q(logits.softmax(-1).detach()).detach()
+    log_pi = (torch.stack(samples) * logits.log_softmax(-1)).sum((-2, -1))
+    return through(values[0], ((values - baseline) * log_pi).mean(0))
 
 
 @dataclass(frozen=True)
 class Estimator:
-    """How it estimates, and how many Gumbel draws it takes."""
+    """Its surrogate objective, and how many Gumbel draws it takes."""
 
-    estimate: Callable[[Tensor, Tensor, Tensor, ActionValue], Estimate]
+    surrogate: Callable[[Tensor, Tensor, Tensor, ActionValue], Tensor]
     num_samples: int = 1
 
 
@@ -262,7 +209,7 @@ def make_estimator(config: EstimatorConfig) -> Estimator:
     """The estimator that a config names, with its settings."""
     match config.name:
         case "straight_through_gumbel_softmax":
-            return Estimator(straight_through)
+            return Estimator(straight_through_gumbel_softmax)
         case "relaxed_gumbel_softmax":
             return Estimator(relaxed_gumbel_softmax)
         case "straight_through_softmax":

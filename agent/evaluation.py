@@ -12,6 +12,7 @@ import envs
 from agent.bootstrap import iqm
 from agent.config import MAX_SEED, nearest
 from agent.policy import Policy
+from agent.seeding import member_seeds
 from envs import UserError, VectorEnvironment
 
 MODES = ("greedy", "sampled")
@@ -28,6 +29,8 @@ def evaluate(
     seed: int = 0,
     modes: Sequence[str] = MODES,
     env_id: str | None = None,
+    network: str | None = None,
+    trust: bool = False,
 ) -> list[dict[str, Any]]:
     """Evaluates saved policies on fresh environments: one row per member, as `evaluate_members` returns them.
 
@@ -39,6 +42,7 @@ def evaluate(
         seed: of environments and draws.
         modes: greedy, sampled or both.
         env_id: another environment with the same spaces; `module:Id` imports the module.
+        network, trust: as `Policy.load` takes them, to allow the import of a network of your own.
 
     Raises:
         UserError: the arguments, the folder or the environment cannot be used.
@@ -51,18 +55,25 @@ def evaluate(
         raise UserError(f"episodes: got {episodes}, must be at least 1")
     if not 0 <= seed <= MAX_SEED:
         raise UserError(f"seed: got {seed}, must be between 0 and {MAX_SEED}")
-    policy = run if isinstance(run, Policy) else Policy.load(run, member=member, weights=weights)
-    num_envs = num_parallel_envs(policy.num_members, episodes)
-    with contextlib.closing(make_env(policy, num_envs, env_id)) as env:
+    policy = (
+        run
+        if isinstance(run, Policy)
+        else Policy.load(run, member=member, weights=weights, network=network, trust=trust)
+    )
+    with contextlib.closing(make_env(policy, num_parallel_envs(episodes), env_id)) as env:
         policy.check_fits(env)
-        return evaluate_members(policy, env, episodes, seed, modes)
+        return evaluate_members(policy, env, episodes, [seed], modes)
 
 
 def make_env(policy: Policy, num_envs: int, env_id: str | None = None, **settings: Any) -> VectorEnvironment:
-    """Environments as the policy was trained in. Where its own id would import a module, the user must name it."""
+    """`num_envs` environments for each member of a policy, of the kind that it was trained in.
+
+    Where the policy's own id would import a module, the user must name it.
+    """
     return envs.make(
         env_id or policy.trusted_env_id(),
-        num_envs,
+        policy.num_members * num_envs,
+        num_members=policy.num_members,
         kwargs=policy.info.env_kwargs,
         action_bins=policy.info.action_bins,
         action_mask_key=policy.info.action_mask_key,
@@ -81,7 +92,7 @@ def run_episodes(
     policy: Policy,
     env: VectorEnvironment,
     num_episodes: int,
-    seed: int,
+    seed: Sequence[int],
     *,
     sampled: bool,
     before_step: Callable[[], None] = lambda: None,
@@ -93,6 +104,7 @@ def run_episodes(
 
     Args:
         env: its environments are divided evenly among the members.
+        seed: numbers that decide, with a member's own seed, its environments and draws.
         before_step: called before each step of all of them; may raise.
     """
     num_members = policy.num_members
@@ -100,8 +112,8 @@ def run_episodes(
     quota = np.array([num_episodes // num_envs + (e < num_episodes % num_envs) for e in range(num_envs)])
     returns: list[list[list[float]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
     lengths: list[list[list[int]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
-    policy.generator.manual_seed(seed)
-    obs = env.reset([seed])
+    policy.seed_(*seed)
+    obs = env.reset(member_seeds(policy.seeds, "evaluation", *seed))
     total, length = np.zeros((num_members, num_envs)), np.zeros((num_members, num_envs), dtype=np.int64)
     finished = np.zeros((num_members, num_envs), dtype=np.int64)
     while (finished < quota).any():
@@ -129,9 +141,9 @@ def _per_member(values: list) -> np.ndarray:
     return np.array([[x for env in member for x in env] for member in values])
 
 
-def num_parallel_envs(policy_members: int, num_episodes: int) -> int:
-    """Environments that `run_episodes` makes good use of."""
-    return policy_members * min(num_episodes, MAX_PARALLEL_EPISODES)
+def num_parallel_envs(num_episodes: int) -> int:
+    """Environments of a member that `run_episodes` makes good use of."""
+    return min(num_episodes, MAX_PARALLEL_EPISODES)
 
 
 def summary(returns: np.ndarray, lengths: np.ndarray) -> dict[str, Any]:
@@ -151,7 +163,7 @@ def evaluate_members(
     policy: Policy,
     env: VectorEnvironment,
     num_episodes: int,
-    seed: int,
+    seed: Sequence[int],
     modes: Sequence[str],
     before_step: Callable[[], None] = lambda: None,
 ) -> list[dict[str, Any]]:

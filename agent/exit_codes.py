@@ -7,14 +7,14 @@ from envs.errors import UserError
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and has; the text says what is saved and how it goes on."""
+    """A run that was asked to stop and has; the text says what is saved and how to resume it."""
 
     def __init__(self, signum: int, text: str = "stopped") -> None:
         super().__init__(text)
         self.signum = signum
 
 
-def exit_code(script: str, action: Callable[[], object], how_to_go_on: str = "") -> int:
+def exit_code(script: str, action: Callable[[], object], then: str = "") -> int:
     """Runs a script's work; a user's mistake is told in one message, without a traceback."""
     try:
         action()
@@ -22,9 +22,9 @@ def exit_code(script: str, action: Callable[[], object], how_to_go_on: str = "")
         print(f"{script}: error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(f"{script}: {'; '.join(filter(None, [str(stopped), how_to_go_on]))}", file=sys.stderr)
+        print(f"{script}: {'; '.join(filter(None, [str(stopped), then]))}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print(f"{script}: {'; '.join(filter(None, ['stopped', how_to_go_on]))}", file=sys.stderr)
+        print(f"{script}: {'; '.join(filter(None, ['stopped', then]))}", file=sys.stderr)
         return 130
     return 0

@@ -2,7 +2,7 @@
 
 One value per member. The x-axis is always `env_steps`: environment steps of one member, summed over its environments.
 Metrics of an update are means over the updates since the last log line. The symbols are those of
-`agent/gumbel_actor_critic.py` and `agent/reinforce.py`: s, a a replayed or rolled-out step, B the rows of an update.
+`agent/algorithms/gumbel_actor_critic.py` and `reinforce.py`: s, a a stored step, B the rows of an update.
 """
 
 from dataclasses import dataclass
@@ -98,7 +98,7 @@ METRICS: dict[str, Metric] = {
     "baseline/return": Metric(
         "mean_B G,  G_t = r_t + gamma G_{t+1}",
         "reward",
-        "discounted; goes on with scale gamma b(s') where a time limit cut the episode off and there is a baseline",
+        "discounted; continued by scale gamma b(s') where a time limit truncated the episode and there is a baseline",
     ),
     "time/env_steps_per_second": Metric(
         "env_steps since the last log line / seconds of training since then",

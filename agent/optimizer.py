@@ -47,7 +47,7 @@ class PopulationAdam:
         return state
 
 
-def clip_grad_norm(gradient: Float[Tensor, "R F"], num_members: int, max_norm: float) -> Float[Tensor, " P"]:
+def clip_grad_norm_(gradient: Float[Tensor, "R F"], num_members: int, max_norm: float) -> Float[Tensor, " P"]:
     """Scales each member's gradient in place to an L2 norm of at most `max_norm`; returns the norms before.
 
     Rows r, r + P, r + 2P ... belong to the same member and share one norm.

@@ -2,24 +2,28 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from torch import Generator, Tensor
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from torch import Tensor
 
 from agent.action_space import ActionSpace
 from agent.config import Config, Value
-from agent.estimators import gumbel_noise
-from agent.networks import Actor, member_generators
+from agent.estimators import gumbel
+from agent.networks.heads import Actor
+from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer
-from agent.weights import load_weights, save_weights
+from agent.seeding import member_seeds
+from agent.weights import in_new_format, load_weights, save_weights
 from envs import VectorEnvironment
 from envs.errors import UserError
 from envs.masks import MaskReader
+from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
 
 
@@ -36,11 +40,31 @@ class MemberInfo(BaseModel):
     eval_return: float | None  # greedy, of the evaluation at that time
 
 
+class BuiltInKwargs(BaseModel):
+    """Of the built-in network, as a policy file may give them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    hidden_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(max_length=100)
+    layer_norm: bool
+
+
+class NetworkInfo(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    name: Annotated[str, Field(pattern=rf"^({BUILT_IN}|[\w.]+:\w+)$")]
+    kwargs: dict[str, Any]
+
+    @model_validator(mode="after")
+    def built_in_kwargs_are_sound(self) -> "NetworkInfo":
+        if self.name == BUILT_IN:
+            BuiltInKwargs.model_validate(self.kwargs)
+        return self
+
+
 class PolicyInfo(BaseModel):
     """policy.json: all that is needed to use the weights, besides the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     algorithm: str
     env_id: str
     env_kwargs: dict[str, Any]
@@ -48,8 +72,7 @@ class PolicyInfo(BaseModel):
     action_space: dict[str, Any]
     action_bins: int | None
     action_mask_key: str | None = None  # of info, where the mask is that the policy needs; none: it needs none
-    hidden_sizes: list[Annotated[int, Field(ge=1, le=65_536)]] = Field(max_length=100)
-    layer_norm: bool = False  # of the actor
+    network: NetworkInfo
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
 
@@ -71,13 +94,17 @@ class Policy:
         self.mask_reader = MaskReader(self.factored)
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
-        generators = member_generators([0] * self.num_members, 0)
-        self.actor = Actor(
-            self.observations.size, actions, info.hidden_sizes, generators, device, layer_norm=info.layer_norm
-        )
+        network = NetworkSpec(info.network.name, info.network.kwargs)
+        self.actor = Actor(network, (self.observations.size,), actions, [0] * self.num_members, device)
         binary = torch.from_numpy(self.observations.binary)
         self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=info.normalize_obs, device=device)
-        self.generator = Generator(device).manual_seed(0)
+        self.seeds = [member.seed for member in info.members]
+        self.streams = RandomStreams(self.seeds, device)
+        self.seed_(0)
+
+    def seed_(self, *seed: int) -> None:
+        """Starts the draws of sampled actions over; each member's follow from these numbers and its own seed."""
+        self.streams.seed_(member_seeds(self.seeds, "evaluation", *seed))
 
     def act(self, obs: Any, *, sampled: bool = False, action_mask: Any = None) -> Any:
         """An action for one observation, or a batch of actions for a batch of observations.
@@ -122,21 +149,20 @@ class Policy:
             )
         logits = self.actor(self.normalizer(obs), mask)
         if sampled:
-            logits = logits + gumbel_noise(tuple(logits.shape), self.generator, logits.device)
+            logits = logits + gumbel(self.streams.uniform(*logits.shape[1:]))
         return logits.argmax(-1)
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights by name; each has the members along its first axis."""
-        parameters = self.actor.mlp.views(self.actor.mlp.flat.detach())
-        actor = {f"actor.{name}": parameter for name, parameter in parameters.items()}
+        actor = {f"actor.{name}": tensor for name, tensor in self.actor.network.tensors().items()}
         return {**actor, "normalizer.mean": self.normalizer.mean, "normalizer.var": self.normalizer.var}
 
-    @torch.no_grad()
-    def copy_from(
+    def copy_from_(
         self, actor: Actor, normalizer: ObservationNormalizer, members: list[int] | slice = slice(None)
     ) -> None:
         """Takes over the weights of all members, or some."""
-        self.actor.mlp.flat[members] = actor.mlp.flat[members]
+        for own, other in zip(self.actor.network.tensors().values(), actor.network.tensors().values(), strict=True):
+            own[members] = other[members]
         self.normalizer.mean[members] = normalizer.mean[members]
         self.normalizer.var[members] = normalizer.var[members]
 
@@ -151,7 +177,7 @@ class Policy:
             }
         )
 
-    def take_members(self, other: "Policy", members: list[int]) -> None:
+    def take_members_(self, other: "Policy", members: list[int]) -> None:
         """Replaces some members, weights and record, by those of a policy of the same shape."""
         for name, tensor in self.tensors().items():
             tensor[members] = other.tensors()[name][members]
@@ -173,15 +199,22 @@ class Policy:
         *,
         member: int | Literal["best", "all"] = "best",
         weights: Literal["final", "best"] = "final",
+        network: str | None = None,
+        trust: bool = False,
     ) -> "Policy":
-        """Reads a policy from a run folder or a policy folder. Nothing is unpickled, nothing imported.
+        """Reads a policy from a run folder or a policy folder. Nothing is unpickled.
+
+        A network of your own is imported only where you name it: a file alone never decides what is imported.
 
         Args:
             member: one by number, the one with the highest evaluation, or all of them.
             weights: of a run folder, those at the end of training or those of each member's best evaluation.
+            network: the "module:Class" that the policy's file names, to allow its import.
+            trust: allows the import of whatever the file names.
         """
         folder = find_policy(Path(path), weights)
         info = read_info(folder)
+        require_trust(info.network.name, path, network, trust)
         keep = chosen_members(info, member, folder)
         try:
             policy = cls(info)
@@ -189,7 +222,7 @@ class Policy:
             raise PolicyError(f"{folder / 'policy.json'}: {error}") from None
         weights_file = folder / "weights.safetensors"
         try:
-            stored = load_weights(weights_file)
+            stored = in_new_format(load_weights(weights_file), "actor.", "actor.")
         except UserError as error:
             raise PolicyError(str(error)) from None
         expected = policy.tensors()
@@ -205,7 +238,7 @@ class Policy:
             module = self.info.env_id.split(":")[0]
             raise PolicyError(
                 f"this policy names the environment '{self.info.env_id}', which imports the Python module '{module}'; "
-                f"if you trust it, say so: --env {self.info.env_id}"
+                f"if you trust it, say so: --env {shlex.quote(self.info.env_id)}"
             )
         return self.info.env_id
 
@@ -221,7 +254,7 @@ class Policy:
     def select(self, members: list[int]) -> "Policy":
         """The policy of some members alone."""
         info = self.info.model_copy(update={"members": [self.info.members[i] for i in members]})
-        selected = Policy(info, self.actor.mlp.flat.device)
+        selected = Policy(info, self.streams.key.device)
         for name, tensor in selected.tensors().items():
             tensor.copy_(self.tensors()[name][members])
         return selected
@@ -237,8 +270,7 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
         action_space=space_to_json(env.actions.space),
         action_bins=config.env.action_bins,
         action_mask_key=None if env.masks is None else config.env.action_mask_key,
-        hidden_sizes=config.hidden_sizes,
-        layer_norm=config.actor.layer_norm,
+        network=NetworkInfo(**network_spec(config, config.actor.layer_norm)._asdict()),
         normalize_obs=config.normalize_obs,
         members=members,
     )
@@ -257,12 +289,33 @@ def find_policy(path: Path, weights: str) -> Path:
 def read_info(folder: Path) -> PolicyInfo:
     file = folder / "policy.json"
     try:
-        return PolicyInfo.model_validate(json.loads(file.read_text(encoding="utf-8")))
+        return PolicyInfo.model_validate(info_in_new_format(json.loads(file.read_text(encoding="utf-8"))))
     except ValidationError as error:
         fault = error.errors()[0]
         raise PolicyError(f"{file}: {'.'.join(map(str, fault['loc']))}: {fault['msg']}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise PolicyError(f"{file}: not readable as JSON: {error}") from None
+
+
+def info_in_new_format(info: Any) -> Any:
+    """policy.json of format 2 in format 3: it knew the built-in network only."""
+    if not isinstance(info, dict) or info.get("format", 2) != 2 or "network" in info:
+        return info
+    kwargs = {"hidden_sizes": info.get("hidden_sizes"), "layer_norm": info.get("layer_norm", False)}
+    kept = {key: value for key, value in info.items() if key not in kwargs}
+    return kept | {"format": 3, "network": {"name": BUILT_IN, "kwargs": kwargs}}
+
+
+def require_trust(name: str, path: str | Path, network: str | None, trust: bool) -> None:
+    """PolicyError where a file names a network of the user's own and the user did not."""
+    if network is not None and network != name:
+        raise PolicyError(f"{path}: the policy's network is '{name}', not '{network}'")
+    if name != BUILT_IN and network is None and not trust:
+        module = name.split(":")[0]
+        raise PolicyError(
+            f"this policy names the network '{name}', which imports the Python module '{module}'; if you trust it, "
+            f"allow it: python evaluate.py {shlex.quote(str(path))} --network {name}"
+        )
 
 
 def chosen_members(info: PolicyInfo, member: int | str, folder: Path) -> list[int]:

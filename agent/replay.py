@@ -125,8 +125,8 @@ class Replay:
         self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
         self.age.add_(valid).mul_(~(ended & valid))
 
-    def end_episodes(self) -> None:
-        """Ends those under way as a time limit would: a step that follows begins another."""
+    def truncate_episodes_(self) -> None:
+        """Truncates the episodes under way: a step that follows begins another."""
         self.newest.add_(self.frame_stack * (self.age > 0)).remainder_(self.num_slots)
         self.age.zero_()
 

@@ -1,11 +1,14 @@
 """Annealing: pure functions of progress through the run, per member."""
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from agent.config import Config
+from agent.state import State
 
 NUM_KNOTS = 1000
 
@@ -34,20 +37,55 @@ def scheduled(
     raise ValueError(f"unknown schedule {schedule!r}")
 
 
-class ScheduleTable:
-    """Several schedules worked out beforehand at every thousandth of the run: reading all of them is one lookup."""
+class Scheduled(NamedTuple):
+    """What moves during a run, at one time."""
 
-    def __init__(self, schedules: Sequence[tuple[str, Tensor, Tensor, float]]) -> None:
-        """Each as (schedule, start, end, fraction), start and end [P]."""
-        progress = torch.arange(NUM_KNOTS + 1, device=schedules[0][1].device) / NUM_KNOTS
-        rows = [scheduled(schedule, start, end, progress, fraction) for schedule, start, end, fraction in schedules]
+    learning_rate: Float[Tensor, " P"]
+    tau: Float[Tensor, " P"]
+    target_entropy: Float[Tensor, " P"]  # as a fraction of the largest possible
+
+
+class Schedules:
+    """The schedules of a config, worked out beforehand at every thousandth of the run: reading them is one lookup."""
+
+    def __init__(self, config: Config, device: torch.device | str = "cpu") -> None:
+        def per_member(key: str) -> Float[Tensor, " P"]:
+            return torch.tensor(config.per_member(key), dtype=torch.float32, device=device)
+
+        rate, tau, entropy, total = (
+            per_member("learning_rate"),
+            config.tau,
+            config.target_entropy,
+            config.total_env_steps,
+        )
+        self.is_adaptive = tau.schedule == "adaptive"  # then held until the next inspection of gradients
+        held = "constant" if self.is_adaptive else tau.schedule
+        schedules = {
+            "learning_rate": ("linear", rate, rate * config.learning_rate_end, 1.0),
+            "tau": (held, per_member("tau.start"), per_member("tau.end"), tau.part_of_run(total)),
+            "target_entropy": (
+                entropy.schedule,
+                per_member("target_entropy.start"),
+                per_member("target_entropy.end"),
+                entropy.part_of_run(total),
+            ),
+        }
+        progress = torch.arange(NUM_KNOTS + 1, device=device) / NUM_KNOTS
+        rows = []
+        for name in Scheduled._fields:
+            how, start, end, fraction = schedules[name]
+            rows.append(scheduled(how, start, end, progress, fraction))
         self.table: Float[Tensor, "T S P"] = torch.stack(rows, 1)
 
-    def __call__(self, progress: Float[Tensor, ""]) -> Float[Tensor, "S P"]:
+    def __call__(self, progress: Float[Tensor, ""]) -> Scheduled:
         """The values at the last thousandth that `progress` has reached."""
         knot = (progress * NUM_KNOTS).long().clamp(max=NUM_KNOTS)  # the last step may lead beyond the end
-        return self.table.index_select(0, knot.view(1)).squeeze(0)
+        return Scheduled(*self.table.index_select(0, knot.view(1)).squeeze(0).unbind())
 
-    def hold(self, schedule: int, value: Float[Tensor, " P"]) -> None:
-        """Makes one of the schedules this constant from here on, in place."""
-        self.table[:, schedule] = value
+    def hold_tau_(self, tau: Float[Tensor, " P"]) -> None:
+        """Makes tau this constant from here on."""
+        self.table[:, Scheduled._fields.index("tau")] = tau
+
+    def state(self) -> State:
+        """All that changes."""
+        return {"tau": self.table[:, Scheduled._fields.index("tau")]} if self.is_adaptive else {}

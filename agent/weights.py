@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 
-CRITICS_FILE = "critics.safetensors"  # of a run folder: the critics at the end
+CRITICS_FILE = "critics.safetensors"  # in a run folder: what `evaluate.py --gradients` needs beside the policies
 CHECKSUM = "sha256"  # of names, shapes and numbers, in the file's metadata: one file, so that no kill can part them
 
 
@@ -22,11 +22,6 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     staging = path.with_name(f".{path.name}.tmp")
     save_file(on_cpu, staging, metadata={CHECKSUM: checksum(on_cpu)})
     os.replace(staging, path)
-
-
-def save_critics(tensors: Mapping[str, Tensor], run: Path) -> None:
-    """Writes the critics' weights into a run folder: [C P, in, out] by layer."""
-    save_weights(tensors, run / CRITICS_FILE)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:
@@ -48,3 +43,28 @@ def checksum(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def in_new_format(stored: Mapping[str, Tensor], old: str = "", new: str = "") -> dict[str, Tensor]:
+    """Weights of version 0.1.0 under the names and in the shapes of today; others as they are.
+
+    Then every network was the built-in one, its layers counted: weight0 [R, in, out], bias0 [R, 1, out], and of a layer
+    normalization scale0 and shift0 [R, 1, out].
+
+    Args:
+        old, new: what the names of the network's tensors begin with.
+    """
+    if f"{old}weight0" not in stored:
+        return dict(stored)
+    renamed = {name: tensor for name, tensor in stored.items() if not name.startswith(old) or not old}
+    last = max(int(name.removeprefix(f"{old}weight")) for name in stored if name.startswith(f"{old}weight"))
+    step = 3 if f"{old}scale0" in stored else 2  # linear, layer normalization, ReLU
+    for i in range(last + 1):
+        layer = f"{new}head" if i == last else f"{new}features.{i * step}"
+        renamed[f"{layer}.weight"] = stored[f"{old}weight{i}"].mT
+        renamed[f"{layer}.bias"] = stored[f"{old}bias{i}"].squeeze(1)
+        if f"{old}scale{i}" in stored:
+            norm = f"{new}features.{i * step + 1}"
+            renamed[f"{norm}.weight"] = stored[f"{old}scale{i}"].squeeze(1)
+            renamed[f"{norm}.bias"] = stored[f"{old}shift{i}"].squeeze(1)
+    return {name: tensor for name, tensor in renamed.items() if old or name not in stored}

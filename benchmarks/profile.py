@@ -21,7 +21,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.training.loop import TrainingLoop
 from benchmarks.throughput import FIRST_UPDATES, make_config, make_loop, options, run_until, synchronize
 
@@ -38,6 +38,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
     config = make_config(args, args.members[0])
+    is_captured = device.type == "cuda"
     with make_loop(config, device) as loop:
         start = run_until(loop, 0, config.learning_starts + FIRST_UPDATES * config.env.num_envs)
         with profile(
@@ -49,9 +50,9 @@ def main() -> None:
         clock = time.perf_counter()
         start = run_until(loop, start, args.steps * config.env.num_envs)
         whole = (time.perf_counter() - clock) / args.steps
-        parts = {} if loop.graphs else time_parts(loop)  # a graph runs no Python that could be timed
+        parts = {} if is_captured else time_parts(loop)  # a graph runs no Python that could be timed
         run_until(loop, start, args.steps * config.env.num_envs)
-    kind = "a graph" if loop.graphs else "compiled" if loop.compiles else "plain"
+    kind = "a graph" if is_captured else "compiled" if loop.compiles else "plain"
     print(f"| part of an iteration ({kind}) | us |\n|---|---|")
     print(f"| whole, untimed inside | {whole * 1e6:,.0f} |")
     for name, seconds in parts.items():
@@ -85,28 +86,31 @@ def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
 
         setattr(owner, method, timed)
 
-    time_it(loop.env, "step", "environments")
-    time_it(learner, "draw_update", "random numbers of the update")
-    time_it(learner, "draw_exploration", "random numbers of the actions")
+    programs = ("act", "update", "store")
     if loop.compiles:
-        time_it(loop, "take_steady_turn", "compiled: everything else")
+        run = loop.part
+
+        def timed_run(function: Callable[..., None], *args: Any) -> None:
+            clock = time.perf_counter()
+            run(function, *args)
+            seconds.setdefault(f"compiled: {function.__name__}", []).append(time.perf_counter() - clock)
+
+        loop.part = timed_run
+        time_it(loop, "step", "step: environments")
         return seconds
-    time_it(loop, "learn", "learn")
-    time_it(learner.replay, "sample", "&nbsp; replay: sample")
-    time_it(learner.replay, "batch", "&nbsp; replay: batch")
-    time_it(learner, "update", "&nbsp; update")
+    for name in (*programs, "step"):
+        time_it(loop, name, name)
+    time_it(learner, "sample_", "&nbsp; update: sample")
+    time_it(learner, "noise_", "&nbsp; update: noise")
+    time_it(learner, "learn", "&nbsp; update: learn")
     time_it(learner, "next_value", "&nbsp; &nbsp; value of the next observation")
-    time_it(learner.critics, "encode", "&nbsp; &nbsp; critics forward")
-    time_it(learner.critics, "parameter_gradient", "&nbsp; &nbsp; critics backward")
-    time_it(learner.actor.mlp, "forward", "&nbsp; &nbsp; actor forward (both observations, and acting)")
-    time_it(learner.actor, "parameter_gradient", "&nbsp; &nbsp; actor backward")
+    time_it(learner.critics.network, "gradient", "&nbsp; &nbsp; critics forward and backward")
+    time_it(learner.actor.network, "gradient", "&nbsp; &nbsp; actor forward and backward")
     time_it(learner.optimizer, "step", "&nbsp; &nbsp; Adam")
-    time_it(loop.metrics, "add", "&nbsp; metrics")
-    time_it(loop, "take_in", "take in a step and act")
-    time_it(learner.replay, "add", "&nbsp; replay: add")
-    time_it(loop.normalizer, "update", "&nbsp; normaliser")
-    time_it(loop.episodes, "update", "&nbsp; episode statistics")
-    time_it(learner, "explore", "&nbsp; act")
+    time_it(loop.metrics, "add", "&nbsp; update: metrics")
+    time_it(learner, "store", "&nbsp; store: replay")
+    time_it(loop.normalizer, "update", "&nbsp; store: normalizer")
+    time_it(loop.episodes, "update", "&nbsp; store: episode statistics")
     return seconds
 
 

@@ -26,10 +26,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.gumbel_actor_critic import GumbelActorCritic
-from agent.networks import PopulationMLP
+from agent.networks.population import Population
 from agent.training.acceleration import CudaGraphs
 from agent.training.loop import TrainingLoop
 from agent.training.setup import make_env
@@ -122,7 +122,7 @@ def make_config(args: argparse.Namespace, members: int) -> Config:
 @contextlib.contextmanager
 def make_loop(config: Config, device: torch.device) -> Iterator[TrainingLoop]:
     """The loop of a run without the run: no folder, no log, no evaluation."""
-    with contextlib.closing(make_env(config, len(config.members()) * config.env.num_envs, device)) as env:
+    with contextlib.closing(make_env(config, config.env.num_envs, device)) as env:
         yield TrainingLoop(config, env, device)
 
 
@@ -168,8 +168,8 @@ def measure(config: Config, device: torch.device, steps: int, started: float) ->
 
 def environment_speed(config: Config, device: torch.device, steps: int) -> float:
     """Environment steps a second, all environments together, under random actions; captured where that is possible."""
-    env = make_env(config, len(config.members()) * config.env.num_envs, device)
-    env.reset([0])
+    env = make_env(config, config.env.num_envs, device)
+    env.reset([member.seed for member in config.members()])
     num_choices = torch.tensor(env.actions.num_choices, device=device)
     actions = (torch.rand((16, env.num_envs, len(num_choices)), device=device) * num_choices).long()
     total = torch.zeros((), device=device)  # something must need the steps
@@ -180,7 +180,7 @@ def environment_speed(config: Config, device: torch.device, steps: int) -> float
 
     turn = step_through
     if device.type == "cuda" and env.is_tensor_program:
-        graphs = CudaGraphs([])
+        graphs = CudaGraphs()
         turn = functools.partial(graphs, step_through)
     for _ in range(10):
         turn()
@@ -199,18 +199,22 @@ def operations(loop: TrainingLoop) -> int:
     """Multiplications and additions of one update's matrix products, over all members."""
     learner, batch = loop.learner, loop.config.batch_size
 
-    def passes(mlp: PopulationMLP, forward: int, to_parameters: int = 0, to_input: int = 0) -> int:
-        products = [rows * columns for name, (rows, columns) in mlp.shapes.items() if name.startswith("weight")]
+    def passes(network: Population, forward: int, to_parameters: int = 0, to_input: int = 0) -> int:
+        products = [
+            weight.numel()
+            for name, weight in network.tensors().items()
+            if name.endswith(".weight") and weight.ndim == 3
+        ]
         whole, hidden = sum(products), sum(products[1:])  # the first layer's own input gradient is not always needed
-        return 2 * batch * mlp.flat.shape[0] * (forward * whole + to_parameters * (whole + hidden) + to_input * whole)
+        return 2 * batch * (forward * whole + to_parameters * (whole + hidden) + to_input * whole)
 
     if not isinstance(learner, GumbelActorCritic):
         raise UserError("algorithm: throughput is that of gumbel_actor_critic")
     samples = 0 if learner.critics.is_multilinear else learner.estimator.num_samples
     return (
-        passes(learner.actor.mlp, forward=2, to_parameters=1)
-        + passes(learner.critics.mlp, forward=1 + samples, to_parameters=1, to_input=samples)
-        + passes(learner.target_critics.mlp, forward=1)
+        passes(learner.actor.network, forward=2, to_parameters=1)
+        + passes(learner.critics.network, forward=1 + samples, to_parameters=1, to_input=samples)
+        + passes(learner.target_critics.network, forward=1)
     )
 
 

@@ -23,7 +23,7 @@ class Guard(gymnasium.Wrapper):
 
     Args:
         on_error: "stop" raises RuntimeError where the environment raises, or gives a wrong shape, type or a number
-            that is not finite; "restart" puts a new one in its place: the episode ends there as by a time limit.
+            that is not finite; "restart" puts a new one in its place: the episode is truncated there.
     """
 
     def __init__(self, env: gymnasium.Env, action_mask_key: str | None, on_error: str) -> None:
@@ -91,7 +91,7 @@ class Guard(gymnasium.Wrapper):
         what = f"{self.name}: an environment failed in {call}: {type(error).__name__}: {error}"
         self.num_failures += 1
         if not self.restarts_on_error:
-            raise RuntimeError(f"{what} (env.on_error=restart goes on with a new one)") from error
+            raise RuntimeError(f"{what} (env.on_error=restart continues with a new one)") from error
         if self.num_failures > MAX_FAILURES or self.env.spec is None:
             raise RuntimeError(f"{what}, {self.num_failures} times in a row") from error
         logger.warning("%s; a new one is in its place", what)

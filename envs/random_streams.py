@@ -5,6 +5,7 @@ Axes: R row: a population member, or an environment.
 
 import math
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,24 +25,27 @@ class RandomStreams:
     """
 
     def __init__(self, seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
-        """`seeds`: one a row, any non-negative integers."""
+        """`seeds`: one a row, from 0 to 2^63 - 1."""
         self.key: Int64[Tensor, " R"] = torch.zeros(len(seeds), dtype=torch.int64, device=device)
         self.counter: Int64[Tensor, ""] = torch.zeros((), dtype=torch.int64, device=device)
         self.seed_(seeds)
 
     def seed_(self, seeds: Sequence[int]) -> None:
         """Starts every row over, with these seeds."""
-        keys = np.concatenate([np.random.SeedSequence(seed).generate_state(1, np.uint64) for seed in seeds])
-        self.key.copy_(torch.from_numpy(keys.view(np.int64)))
+        self.key.copy_(torch.from_numpy(mix(np.array(seeds, dtype=np.int64) + INCREMENT)))  # similar seeds far apart
         self.counter.zero_()
 
     def uniform(self, *shape: int) -> Float64[Tensor, "R ..."]:
         """The next numbers of every row, uniform on [0, 1), with 53 random bits each."""
         size = math.prod(shape)
-        index = torch.arange(1, size + 1, device=self.key.device) + self.counter
-        bits = mix(self.key.unsqueeze(-1) + index * INCREMENT)
+        if self.key.device.type == "cpu" and not torch.compiler.is_compiling():  # a call of NumPy costs a third
+            index = np.arange(1, size + 1) + self.counter.numpy()
+            uniform = torch.from_numpy(to_uniform(mix(self.key.numpy()[:, None] + index * INCREMENT)))
+        else:
+            index = torch.arange(1, size + 1, device=self.key.device) + self.counter
+            uniform = to_uniform(mix(self.key.unsqueeze(-1) + index * INCREMENT))
         self.counter.add_(size)
-        return (shifted(bits, 11).double() * 2.0**-53).view(-1, *shape)
+        return uniform.view(len(self.key), *shape)
 
     def integers(self, high: int, *shape: int) -> Int64[Tensor, "R ..."]:
         """The next numbers of every row, uniform on 0 … high - 1 but for a bias of high / 2^53."""
@@ -52,13 +56,21 @@ class RandomStreams:
         return {"key": self.key, "counter": self.counter}
 
 
-def mix(x: Int64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+Words = TypeVar("Words", Tensor, np.ndarray)  # of 64 bits, as signed integers
+
+
+def mix(x: Words) -> Words:
     """SplitMix64's output function: variant 13 of Stafford's mixers of 64 bits."""
     x = (x ^ shifted(x, 30)) * FACTOR1
     x = (x ^ shifted(x, 27)) * FACTOR2
     return x ^ shifted(x, 31)
 
 
-def shifted(x: Int64[Tensor, "*shape"], bits: int) -> Int64[Tensor, "*shape"]:
-    """Shifted to the right as an unsigned integer: PyTorch's own shift repeats the sign."""
+def to_uniform(x: Words) -> Words:
+    """The upper 53 bits as a float64 on [0, 1)."""
+    return shifted(x, 11) * 2.0**-53 if isinstance(x, np.ndarray) else shifted(x, 11).double() * 2.0**-53
+
+
+def shifted(x: Words, bits: int) -> Words:
+    """Shifted to the right as an unsigned integer: a signed one's own shift repeats the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,9 +1,34 @@
 """What several test files need."""
 
+from pathlib import Path
+
+import jaxtyping
 import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run side by side
+
+WHOLE_RUNS = {  # tests of runs from end to end: `make test-fast` leaves them out, and shapes are not checked in them
+    "test_benchmarks", "test_comparison", "test_evaluation", "test_extending", "test_failures", "test_filters",
+    "test_gradient_report", "test_plan", "test_public_names", "test_report", "test_resume", "test_scripts",
+    "test_tabular", "test_trainer",
+}  # fmt: skip
+
+
+def is_of_whole_runs(path: Path) -> bool:
+    return path.stem in WHOLE_RUNS
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_of_whole_runs(item.path):
+            item.add_marker(pytest.mark.whole_run)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Checking every shape of every call makes a run three times as long; the tests of its parts do."""
+    jaxtyping.config.update("jaxtyping_disable", is_of_whole_runs(item.path))
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ The script is for a process of its own: a compiler cannot look through the tests
 
 import torch
 
-import envs
 from agent.config_loader import load_config
 from agent.training.loop import TrainingLoop
+from agent.training.setup import make_env
 
 NUM_ITERATIONS = 40
 SETTINGS = [
@@ -43,9 +43,7 @@ KINDS = [
 
 def make_loop(device: str, *overrides: str) -> TrainingLoop:
     config = load_config(None, [*SETTINGS, *overrides])
-    settings = {"kwargs": config.env.kwargs, "vectorization_mode": config.env.vectorization_mode}
-    env = envs.make(config.env.id, 4, device=device, **settings)
-    return TrainingLoop(config, env, torch.device(device), env_seed=1, learner_seed=2)
+    return TrainingLoop(config, make_env(config, config.env.num_envs, torch.device(device)), torch.device(device))
 
 
 def run(*loops: TrainingLoop) -> None:
@@ -56,33 +54,28 @@ def run(*loops: TrainingLoop) -> None:
 
 
 def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
-    learner = loop.learner
-    masks = {"masks": learner.replay.kept_masks, "mask": loop.mask} if loop.mask is not None else {}
-    return masks | {
-        "actor": learner.actor.mlp.flat,
-        "critics": learner.critics.mlp.flat,
-        "targets": learner.target_critics.mlp.flat,
-        "evaluated": learner.evaluated_actor.mlp.flat,
-        "log_alpha": learner.log_alpha,
-        "second moments": learner.optimizer.second_moments[0],
-        "frames": learner.replay.frames,
-        "steps of episodes": learner.replay.steps,
-        "lengths": learner.replay.length,
-        "starts": learner.replay.starts,
-        "mean": loop.normalizer.mean,
-        "obs": loop.obs,
-        "action": loop.action,
-        "metrics": loop.metrics.total,
-        "episodes": loop.episodes.ended,
-        "steps": loop.env_steps,
-    }
+    return {"action": loop.action, **loop.state()}
 
 
-if __name__ == "__main__":
-    plain = [make_loop("cpu", *kind) for kind in KINDS]
-    compiled = [make_loop("cpu", *kind, "compile=true") for kind in KINDS]
+class OwnNetwork(torch.nn.Module):
+    """Of a user: not a sequence of known layers, so that vmap batches it."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(obs_shape[0], 8), torch.nn.Linear(8, 8)
+        self.out_features = 8
+
+    def forward(self, obs: torch.Tensor) -> torch.Tensor:
+        x = self.first(obs).tanh()
+        return x + self.second(x).relu()
+
+
+def compare(kinds: list[list[str]], *overrides: str) -> None:
+    """Compiled loops, all alive at once, with plain ones."""
+    plain = [make_loop("cpu", *kind) for kind in kinds]
+    compiled = [make_loop("cpu", *kind, "compile=true", *overrides) for kind in kinds]
     run(*plain)
-    run(*compiled)  # of different shapes, alive at once
+    run(*compiled)
     for ours, theirs in zip(compiled, plain, strict=True):
         assert ours.compiles and not theirs.compiles
         assert theirs.episodes.num_ended.sum() > 4
@@ -90,4 +83,11 @@ if __name__ == "__main__":
             torch.testing.assert_close(
                 state(ours)[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+if __name__ == "__main__":
+    of_own = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]"]
+    compare([[*KINDS[0], *of_own], *KINDS[1:3]])
+    torch.compiler.reset()  # guards also look at which loop a program was compiled for
+    compare(KINDS[3:], "compile_guards=true")
     print("the same")

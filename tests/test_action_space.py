@@ -23,7 +23,7 @@ from envs import FactoredActions
 def test_largest_entropy_is_the_log_of_the_number_of_joint_actions(
     space: spaces.Space, bins: int | None, max_entropy: float
 ) -> None:
-    assert ActionSpace(FactoredActions(space, bins).num_choices).max_entropy == pytest.approx(max_entropy)
+    assert ActionSpace(FactoredActions(space, bins).num_choices).max_entropy() == pytest.approx(max_entropy)
 
 
 def test_mask_tells_real_choices_from_padding() -> None:

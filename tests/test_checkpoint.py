@@ -119,7 +119,7 @@ def test_a_disk_that_fills_up_at_any_write_leaves_the_old_or_the_new(
         outcomes.add(read(found).tensors["x"].item())
         assert not list((folder / "checkpoints").glob(".*"))
     assert fails_at > 8 and outcomes == {1.0, 2.0}
-    assert "training goes on: [Errno 28] No space left on device" in caplog.text
+    assert "training continues: [Errno 28] No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["state.safetensors", "checkpoint.json", "SHA256SUMS"])
@@ -132,7 +132,7 @@ def test_what_was_not_written_is_not_read(tmp_path: Path, file: str) -> None:
         flipped = bytes([whole[at] ^ 1 << draw.randrange(8)])
         damaged = draw.choice([whole[:at], whole[:at] + flipped + whole[at + 1 :], whole + b"x", b""])
         (tmp_path / "checkpoints" / "step_10" / file).write_bytes(damaged)
-        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/checkpoints/step_10: .* remove .* begins anew"):
+        with pytest.raises(CheckpointError, match=rf"^{tmp_path}/checkpoints/step_10: .* remove .* starts over"):
             read(tmp_path / "checkpoints" / "step_10")
 
 

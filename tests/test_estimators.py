@@ -4,22 +4,15 @@ import itertools
 from collections.abc import Callable
 from typing import Any, get_args
 
+import oracles.estimators
 import pytest
 import torch
 from torch import Generator, Tensor
 
-from agent import estimators
-from agent.action_space import ActionSpace
+from agent.action_space import IMPOSSIBLE, ActionSpace
 from agent.config import EstimatorConfig
-from agent.estimators import (
-    Estimator,
-    conditional_gumbel,
-    gumbel_noise,
-    gumbel_of,
-    hard_sample,
-    make_estimator,
-    straight_through_gumbel_softmax,
-)
+from agent.diagnostics.gradient_quality import estimated_gradient
+from agent.estimators import Estimator, conditional_gumbel, gumbel, hard_sample, make_estimator
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, -3.0]])  # K = 2 factors
 CHI_SQUARE_1E6 = {1: 23.9, 2: 27.6, 4: 33.4}  # exceeded by chance once in 10^6, by degrees of freedom
@@ -35,52 +28,41 @@ def gradient_of(objective: Callable[[Tensor], Tensor], logits: Tensor) -> Tensor
     return torch.autograd.grad(objective(logits).sum(), logits)[0]
 
 
+def gumbel_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
+    return gumbel(torch.rand(shape, dtype=torch.float64, generator=generator))
+
+
+def straight_through_sample(logits: Tensor, tau: float, noise: Tensor) -> Tensor:
+    """What straight-through Gumbel-softmax shows to the critic, at [B, K, N] logits."""
+    shown: list[Tensor] = []
+    q = AnyQ(lambda action: shown.append(action) or action.sum((-2, -1)))
+    made("straight_through_gumbel_softmax").surrogate(logits[None], torch.tensor(tau), noise[None, None], q)
+    return shown[0][0]
+
+
 @pytest.mark.parametrize("tau", [0.1, 1.0, 10.0])
 def test_draws_follow_softmax_for_every_tau(tau: float, generator: Generator) -> None:
     """Chi-square test; false alarm 2e-6 per tau."""
-    z = straight_through_gumbel_softmax(LOGITS.expand(200_000, 2, 3), tau, generator)
+    logits = LOGITS.expand(200_000, 2, 3)
+    z = straight_through_sample(logits, tau, gumbel_noise(tuple(logits.shape), generator))
     for k in range(2):
         assert chi_square(z[:, k].sum(0), LOGITS[k].softmax(-1)) < CHI_SQUARE_1E6[2]
 
 
-def test_hard_sample_follows_softmax(generator: Generator) -> None:
-    logits = LOGITS.expand(200_000, 2, 3)
-    z = hard_sample(logits, gumbel_noise(tuple(logits.shape), generator))
-    assert chi_square(z[:, 0].sum(0), LOGITS[0].softmax(-1)) < CHI_SQUARE_1E6[2]
-
-
 def test_values_are_exactly_one_hot(generator: Generator) -> None:
-    z = straight_through_gumbel_softmax(torch.randn(10_000, 3, 7, generator=generator) * 5, 0.3, generator)
+    logits = torch.randn(10_000, 3, 7, generator=generator) * 5
+    z = straight_through_sample(logits, 0.3, gumbel_noise(tuple(logits.shape), generator))
     assert ((z == 0.0) | (z == 1.0)).all() and (z.sum(-1) == 1.0).all()
-
-
-def test_masked_choices_are_never_drawn_and_get_no_gradient(generator: Generator) -> None:
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    logits = torch.tensor([[0.0, 1.0, 50.0], [0.0, 50.0, 50.0]]).repeat(50_000, 1, 1).requires_grad_()
-    z = straight_through_gumbel_softmax(logits, 0.5, generator, mask=mask)
-    assert (z * ~mask).sum() == 0
-    (gradient,) = torch.autograd.grad((z * torch.randn(2, 3, generator=generator)).sum(), logits)
-    assert (gradient * ~mask == 0).all() and gradient.isfinite().all()
-    assert chi_square(z[:, 0, :2].sum(0).detach(), torch.tensor([0.0, 1.0]).softmax(-1)) < CHI_SQUARE_1E6[1]
 
 
 @pytest.mark.parametrize("tau", [0.2, 1.0, 3.0])
 def test_gradient_is_the_softmax_jacobian_at_the_drawn_noise(tau: float, generator: Generator) -> None:
-    noise, v = gumbel_noise((2, 3), generator), torch.randn(2, 3, generator=generator)
-    gradient = gradient_of(lambda x: straight_through_gumbel_softmax(x, tau, noise=noise) * v, LOGITS)
+    noise, v = gumbel_noise((1, 2, 3), generator), torch.randn(2, 3, generator=generator)
+    gradient = gradient_of(lambda x: straight_through_sample(x, tau, noise) * v, LOGITS[None])[0]
     for k in range(2):
-        y = ((LOGITS[k] + noise[k]) / tau).softmax(-1)
+        y = ((LOGITS[k] + noise[0, k]) / tau).softmax(-1)
         jacobian = (y.diag() - torch.outer(y, y)) / tau
         torch.testing.assert_close(gradient[k], jacobian @ v[k], rtol=1e-5, atol=1e-6)
-
-
-def test_a_constant_in_the_critic_changes_no_gradient(generator: Generator) -> None:
-    noise, v = gumbel_noise((2, 3), generator), torch.randn(2, 3, generator=generator)
-    plain, shifted = (
-        gradient_of(lambda x, c=c: straight_through_gumbel_softmax(x, 0.7, noise=noise) * (v + c), LOGITS)
-        for c in (torch.zeros(2, 1), torch.tensor([[100.0], [-7.0]]))
-    )
-    torch.testing.assert_close(plain, shifted, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("draw", [0.0, 5e-324, 0.5, 1 - 2.0**-53])
@@ -88,9 +70,9 @@ def test_a_constant_in_the_critic_changes_no_gradient(generator: Generator) -> N
 def test_finite_whatever_the_draw_and_the_logits(draw: float, tau: float) -> None:
     uniform = torch.full((3, 2, 4), 0.5, dtype=torch.float64)
     uniform.view(-1)[::2] = draw
-    noise = gumbel_of(uniform)
+    noise = gumbel(uniform)
     logits = torch.tensor([[1e4, -1e4, 0.0, 1e4]]).repeat(3, 2, 1).requires_grad_()
-    z = straight_through_gumbel_softmax(logits, tau, noise=noise)
+    z = straight_through_sample(logits, tau, noise)
     (gradient,) = torch.autograd.grad((z * torch.arange(4.0)).sum(), logits)
     assert noise.isfinite().all()
     assert z.isfinite().all() and (z.sum(-1) == 1).all() and gradient.isfinite().all()
@@ -111,7 +93,8 @@ def test_noise_has_the_mean_and_variance_of_a_gumbel(generator: Generator) -> No
 def straight_through_moments(tau: float, v: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
     """Mean and total variance of the gradient of z . v at LOGITS[0]."""
     logits = LOGITS[:1].expand(400_000, 1, 3)
-    gradient = gradient_of(lambda x: straight_through_gumbel_softmax(x, tau, generator) * v, logits)
+    noise = gumbel_noise(tuple(logits.shape), generator)
+    gradient = gradient_of(lambda x: straight_through_sample(x, tau, noise) * v, logits)
     return gradient.mean(0)[0], gradient.var(0).sum()
 
 
@@ -139,11 +122,17 @@ class AnyQ:
     """Q(s, .) given as a differentiable function of [P, B, K, N] actions."""
 
     def __init__(self, q: Callable[[Tensor], Tensor]) -> None:
-        self.value = q
+        self.q = q
+
+    def __call__(self, action: Tensor) -> Tensor:
+        return self.q(action)
+
+    def value(self, action: Tensor) -> Tensor:
+        return self.q(action)
 
     def value_and_gradient(self, action: Tensor) -> tuple[Tensor, Tensor]:
         action = action.clone().requires_grad_()
-        value = self.value(action)
+        value = self.q(action)
         return value.detach(), torch.autograd.grad(value.sum(), action)[0]
 
     def counterfactuals(self, action: Tensor) -> Tensor:
@@ -151,8 +140,15 @@ class AnyQ:
         for k, n in itertools.product(*map(range, action.shape[2:])):
             replaced = action.clone()
             replaced[..., k, :] = torch.nn.functional.one_hot(torch.tensor(n), action.shape[-1]).float()
-            values[..., k, n] = self.value(replaced)
+            values[..., k, n] = self.q(replaced)
         return values
+
+
+def estimate(estimator: Estimator, logits: Tensor, tau: float, noise: Tensor, q: AnyQ) -> tuple[Tensor, Tensor]:
+    """The surrogate's value and its gradient, at [P, B, K, N] logits."""
+    taus = torch.full((len(logits),), tau)
+    gradient = estimated_gradient(estimator, q, logits, taus, noise)
+    return estimator.surrogate(logits, taus.view(-1, 1, 1, 1), noise, q), gradient
 
 
 def linear_q(v: Tensor) -> AnyQ:
@@ -196,70 +192,39 @@ def sampled_gradients(
 ) -> Tensor:
     """[num_draws, K, N] estimates at [K, N] logits."""
     noise = gumbel_noise((estimator.num_samples, 1, num_draws, *logits.shape), generator)
-    return estimator.estimate(logits.expand(1, num_draws, *logits.shape), torch.tensor(tau), noise, q).gradient[0]
+    return estimate(estimator, logits.expand(1, num_draws, *logits.shape), tau, noise, q)[1][0]
 
 
 @pytest.mark.parametrize("tau", [0.3, 2.0])
-def test_straight_through_is_the_gradient_through_its_sample(tau: float, generator: Generator) -> None:
-    """The closed form against autograd through `straight_through_gumbel_softmax`, at a critic that is not linear."""
-    logits = torch.randn(2, 50, 2, 3, generator=generator)
-    noise = gumbel_noise((1, 2, 50, 2, 3), generator)
-    expected = gradient_of(lambda x: curved_q(straight_through_gumbel_softmax(x, tau, noise=noise[0])), logits)
-    _, gradient = made("straight_through_gumbel_softmax").estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
-    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
-
-
-def through(value: Tensor, surrogate: Tensor) -> Tensor:
-    """The value of one tensor, the gradient of another."""
-    return surrogate + (value - surrogate).detach()
-
-
-@pytest.mark.parametrize("tau", [0.3, 2.0])
-@pytest.mark.parametrize(
-    "name", ["relaxed_gumbel_softmax", "straight_through_softmax", "gapped_straight_through", "gumbel_rao", "reinmax"]
-)
-def test_gradient_is_that_of_the_published_surrogate(name: str, tau: float, generator: Generator) -> None:
-    """Each paper gives its estimator as something to differentiate; autograd does that here."""
-    logits = torch.randn(2, 50, 2, 3, generator=generator)
-    estimator = made(name, gap=0.7, num_samples=5)
+@pytest.mark.parametrize("critic", ["curved", "multilinear"])
+@pytest.mark.parametrize("settings", VARIANTS, ids=lambda settings: " ".join(settings.values()))
+def test_value_and_gradient_are_the_closed_form(
+    settings: dict[str, Any], critic: str, tau: float, generator: Generator
+) -> None:
+    """With masked and padding choices."""
+    config = EstimatorConfig(gap=0.7, num_samples=5, **settings)
+    estimator, by_hand = make_estimator(config), oracles.estimators.make_estimator(config)
+    legal = torch.rand(2, 50, 2, 3, generator=generator) < 0.6
+    legal[..., 0], legal[..., 1, 2] = True, False
+    logits = torch.randn(2, 50, 2, 3, generator=generator).masked_fill(~legal, IMPOSSIBLE)
     noise = gumbel_noise((estimator.num_samples, 2, 50, 2, 3), generator)
-    z = hard_sample(logits, noise[0])
-
-    def surrogate(x: Tensor) -> Tensor:
-        if name == "relaxed_gumbel_softmax":
-            return ((x + noise[0]) / tau).softmax(-1)
-        if name == "straight_through_softmax":
-            return through(z, x.softmax(-1))
-        if name == "gapped_straight_through":
-            top = x.detach().amax(-1, keepdim=True)
-            lifted = (top - (x.detach() * z).sum(-1, keepdim=True)) * z
-            lowered = (x.detach() + 0.7 - top).relu() * (1 - z)
-            return through(z, ((x + lifted - lowered) / tau).softmax(-1))
-        if name == "gumbel_rao":
-            pi, exponential = x.detach().softmax(-1), (-noise[1:]).exp()
-            of_drawn = (exponential * z).sum(-1, keepdim=True)
-            conditional = -torch.where(z.bool(), of_drawn, exponential / pi + of_drawn).log()
-            moved = x.log_softmax(-1) + (conditional - pi.log())
-            return through(z, (moved / tau).softmax(-1).mean(0))
-        half = 0.5 * (z + (x / max(tau, 1.0)).softmax(-1))
-        shifted = ((half.log() - x).detach() + x).softmax(-1)
-        return through(z, 2 * shifted - 0.5 * x.softmax(-1))
-
-    expected = gradient_of(lambda x: curved_q(surrogate(x)), logits)
-    _, gradient = estimator.estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
-    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-5)
+    q = AnyQ({"curved": curved_q, "multilinear": multilinear_q}[critic])
+    value, gradient = estimate(estimator, logits, tau, noise, q)
+    expected = by_hand.estimate(logits, torch.tensor(tau), noise, q)
+    torch.testing.assert_close(value, expected.value)
+    torch.testing.assert_close(gradient, expected.gradient, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_factors", [1, 2])
 def test_exact_equals_enumeration_for_a_linear_critic(num_factors: int, generator: Generator) -> None:
     logits, q = LOGITS[:num_factors], linear_q(torch.randn(num_factors, 3, generator=generator))
-    _, gradient = made("exact").estimate(logits[None, None], torch.ones(()), torch.zeros(0), q)
+    _, gradient = estimate(made("exact"), logits[None, None], 1.0, torch.zeros(0, 1, 1, *logits.shape), q)
     torch.testing.assert_close(gradient[0, 0], enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
 
 
 def test_exact_equals_enumeration_for_a_multilinear_critic() -> None:
     q = AnyQ(multilinear_q)
-    value, gradient = made("exact").estimate(LOGITS[None, None], torch.ones(()), torch.zeros(0), q)
+    value, gradient = estimate(made("exact"), LOGITS[None, None], 1.0, torch.zeros(0, 1, 1, 2, 3), q)
     torch.testing.assert_close(gradient[0, 0], enumerated_gradient(LOGITS, q), rtol=1e-5, atol=1e-6)
     pi = LOGITS.softmax(-1)
     expected = sum((pi * a).sum(-1).prod() * multilinear_q(a) for a in one_hots(2))
@@ -344,12 +309,12 @@ def test_impossible_choices_get_no_gradient_and_extreme_logits_stay_finite(
     logits = torch.randn(1, 200, 2, 3, generator=generator) * torch.tensor([1.0, 1e3]).repeat(100)[:, None, None]
     masked = torch.rand(1, 200, 1, 3, generator=generator) < 0.3
     masked[..., 0] = False
-    logits = actions.mask_logits(logits).masked_fill(masked, estimators.IMPOSSIBLE)
+    logits = actions.mask_logits(logits).masked_fill(masked, IMPOSSIBLE)
     noise = gumbel_noise((estimator.num_samples, 1, 200, 2, 3), generator)
     for tau in (0.05, 1.0):
-        value, gradient = estimator.estimate(logits, torch.tensor(tau), noise, AnyQ(curved_q))
+        value, gradient = estimate(estimator, logits, tau, noise, AnyQ(curved_q))
         assert value.isfinite().all() and gradient.isfinite().all()
-        assert (gradient[logits == estimators.IMPOSSIBLE] == 0).all() and gradient.abs().sum() > 0
+        assert (gradient[logits == IMPOSSIBLE] == 0).all() and gradient.abs().sum() > 0
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
@@ -358,20 +323,18 @@ def test_a_constant_added_to_the_critic_changes_no_gradient(settings: dict[str, 
     logits = torch.randn(1, 50, 2, 3, generator=generator)
     noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
     plain, shifted = (
-        estimator.estimate(logits, torch.tensor(0.7), noise, AnyQ(lambda a, c=c: curved_q(a) + c * a.sum((-2, -1))))
+        estimate(estimator, logits, 0.7, noise, AnyQ(lambda a, c=c: curved_q(a) + c * a.sum((-2, -1))))[1]
         for c in (0.0, 50.0)
     )
-    torch.testing.assert_close(plain.gradient, shifted.gradient, rtol=0, atol=1e-3)
+    torch.testing.assert_close(plain, shifted, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_tau_matters_where_the_config_says_so(settings: dict[str, Any], generator: Generator) -> None:
     estimator = made(**settings)
     noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
-    low, high = (
-        estimator.estimate(LOGITS.expand(1, 50, 2, 3), torch.tensor(tau), noise, AnyQ(curved_q)) for tau in (1.0, 3.0)
-    )
-    assert torch.equal(low.gradient, high.gradient) != EstimatorConfig(**settings).depends_on_tau
+    low, high = (estimate(estimator, LOGITS.expand(1, 50, 2, 3), tau, noise, AnyQ(curved_q))[1] for tau in (1.0, 3.0))
+    assert torch.equal(low, high) != EstimatorConfig(**settings).depends_on_tau
 
 
 @pytest.mark.parametrize("settings", [s for s in VARIANTS if s["name"] not in ("exact", "relaxed_gumbel_softmax")])
@@ -379,11 +342,11 @@ def test_value_is_that_of_the_critic_at_the_drawn_action(settings: dict[str, Any
     q, estimator = linear_q(torch.randn(2, 3, generator=generator)), made(**settings)
     noise = gumbel_noise((estimator.num_samples, 1, 8, 2, 3), generator)
     logits = LOGITS.expand(1, 8, 2, 3)
-    value, _ = estimator.estimate(logits, torch.ones(()), noise, q)
-    torch.testing.assert_close(value, q.value(hard_sample(logits, noise[0])))
+    value, _ = estimate(estimator, logits, 1.0, noise, q)
+    torch.testing.assert_close(value, q(hard_sample(logits, noise[0])))
 
 
 def test_padding_choices_have_no_probability() -> None:
     logits = ActionSpace((3, 2)).mask_logits(torch.zeros(4, 2, 3))
     assert torch.equal(logits.softmax(-1)[0], torch.tensor([[1 / 3] * 3, [0.5, 0.5, 0.0]]))
-    assert logits.min() == estimators.IMPOSSIBLE
+    assert logits.min() == IMPOSSIBLE

@@ -24,17 +24,17 @@ def cartpole_policy(num_members: int = 1) -> Policy:
 
 @pytest.mark.parametrize("num_episodes", [1, 3, 10, 23])
 def test_every_member_finishes_exactly_the_episodes_asked_for(num_episodes: int) -> None:
-    env = envs.make("CartPole-v1", num_parallel_envs(2, num_episodes))
-    episodes = run_episodes(cartpole_policy(2), env, num_episodes, seed=0, sampled=True)
+    env = envs.make("CartPole-v1", 2 * num_parallel_envs(num_episodes), num_members=2)
+    episodes = run_episodes(cartpole_policy(2), env, num_episodes, seed=[0], sampled=True)
     assert episodes.returns.shape == episodes.lengths.shape == (2, num_episodes)
     assert (episodes.returns == episodes.lengths).all()  # CartPole's reward is 1 a step
 
 
 def test_same_seed_repeats_and_another_differs() -> None:
     policy, env = cartpole_policy(), envs.make("CartPole-v1", 4)
-    first, second = (run_episodes(policy, env, 8, seed=3, sampled=True).returns for _ in range(2))
+    first, second = (run_episodes(policy, env, 8, seed=[3], sampled=True).returns for _ in range(2))
     assert (first == second).all()
-    assert (run_episodes(policy, env, 8, seed=4, sampled=True).returns != first).any()
+    assert (run_episodes(policy, env, 8, seed=[4], sampled=True).returns != first).any()
 
 
 def test_short_episodes_are_not_counted_more_often() -> None:
@@ -44,14 +44,14 @@ def test_short_episodes_are_not_counted_more_often() -> None:
         SyncVectorEnv([partial(ScriptedEnv, script) for script in scripts], autoreset_mode=AutoresetMode.SAME_STEP)
     )
     policy = make_policy(env.observations.space, spaces.Discrete(2))
-    lengths = run_episodes(policy, env, 20, seed=0, sampled=False).lengths
+    lengths = run_episodes(policy, env, 20, seed=[0], sampled=False).lengths
     assert lengths.mean() == 5.0
 
 
 def test_normaliser_stays_frozen() -> None:
     policy, env = cartpole_policy(), envs.make("CartPole-v1", 2)
     before = policy.normalizer.mean.clone()
-    run_episodes(policy, env, 4, seed=0, sampled=False)
+    run_episodes(policy, env, 4, seed=[0], sampled=False)
     assert torch.equal(policy.normalizer.mean, before)
 
 
@@ -105,5 +105,5 @@ def test_only_the_user_may_name_an_environment_that_imports_a_module(folder: Pat
 
 def test_members_keep_their_number_when_selected() -> None:
     policy, env = cartpole_policy(3).select([2]), envs.make("CartPole-v1", 2)
-    (row,) = evaluate_members(policy, env, 2, 0, ["greedy"])
+    (row,) = evaluate_members(policy, env, 2, [0], ["greedy"])
     assert (row["member"], row["seed"]) == (2, 12) and "sampled" not in row

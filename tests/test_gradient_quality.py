@@ -8,22 +8,29 @@ from test_estimators import AnyQ, enumerated_gradient, linear_q, made, multiline
 from test_gumbel_actor_critic import make_agent
 from torch import Generator, Tensor
 
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.config import ConfigError
+from agent.diagnostics.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.estimators import Estimator
-from agent.gradient_quality import GradientQuality, Moments, moments, quality
-from agent.gumbel_actor_critic import TAU, GumbelActorCritic
 from envs import Step
+from envs.random_streams import RandomStreams
+
+
+@pytest.fixture
+def streams() -> RandomStreams:
+    return RandomStreams([0])
+
 
 LOGITS = torch.tensor([[[2.0, 0.0, -1.0], [0.5, 0.5, -3.0]], [[0.0, 0.0, 0.3], [1.0, -1.0, 0.0]]])  # B = 2 states
 
 
-def measured(estimator: Estimator, q: AnyQ, generator: Generator, tau: float = 1.0, rounds: int = 10) -> Moments:
+def measured(estimator: Estimator, q: AnyQ, streams: RandomStreams, tau: float = 1.0, rounds: int = 10) -> Moments:
     logits = LOGITS.repeat(2000, 1, 1).unsqueeze(0)
-    return moments(estimator, q, logits, torch.tensor([tau]), 2000, rounds, generator)
+    return moments(estimator, q, logits, torch.tensor([tau]), 2000, rounds, streams)
 
 
-def test_exact_has_no_variance_and_is_its_own_truth(generator: Generator) -> None:
-    truth = measured(made("exact"), AnyQ(multilinear_q), generator)
+def test_exact_has_no_variance_and_is_its_own_truth(streams: RandomStreams) -> None:
+    truth = measured(made("exact"), AnyQ(multilinear_q), streams)
     assert truth.variance.item() == 0
     for state in range(2):
         expected = enumerated_gradient(LOGITS[state], AnyQ(multilinear_q))
@@ -32,30 +39,28 @@ def test_exact_has_no_variance_and_is_its_own_truth(generator: Generator) -> Non
     assert own.relative_bias.item() < 1e-3 and abs(own.cosine.item() - 1) < 1e-5
 
 
-def test_an_unbiased_estimator_measures_as_such(generator: Generator) -> None:
+def test_an_unbiased_estimator_measures_as_such(streams: RandomStreams) -> None:
     """20,000 draws of the score function with a relative standard deviation near 2: without the correction for its
     noise the bias would measure 0.015; the error of the corrected one is below 0.01 all but once in 10^6."""
     q = AnyQ(multilinear_q)
-    truth = measured(made("exact"), q, generator)
-    score = quality(measured(made("score_function", num_samples=2), q, generator), truth)
+    truth = measured(made("exact"), q, streams)
+    score = quality(measured(made("score_function", num_samples=2), q, streams), truth)
     assert score.relative_bias.item() < 0.01 and abs(score.cosine.item() - 1) < 1e-3
     assert score.relative_variance.item() > 1
 
 
-def test_variance_is_that_of_two_point_distribution(generator: Generator) -> None:
+def test_variance_is_that_of_two_point_distribution(streams: RandomStreams) -> None:
     """One factor of two equal choices, one action drawn, baseline 0: the gradient is +-(1/4, -1/4) for Q = (1, 0) or
     nothing: with Q(s, pi) = 1/2 as baseline each draw is (1/2)(1/2, -1/2) exactly, without variance."""
     q = linear_q(torch.tensor([[1.0, 0.0]]))
     logits = torch.zeros(1, 1000, 1, 2)
-    found = moments(
-        made("score_function", baseline="value", num_samples=1), q, logits, torch.ones(1), 1000, 1, generator
-    )
+    found = moments(made("score_function", baseline="value", num_samples=1), q, logits, torch.ones(1), 1000, 1, streams)
     torch.testing.assert_close(found.mean, torch.tensor([[[[0.25, -0.25]]]]))
     assert found.variance.item() < 1e-9
     shifted = linear_q(torch.tensor([[1.0, 0.0]]))
-    shifted.value = lambda action: action[..., 0, 0] + (action.amax((-2, -1)) > 0.9) * 1.0  # +1 at corners alone
+    shifted.q = lambda action: action[..., 0, 0] + (action.amax((-2, -1)) > 0.9) * 1.0  # +1 at corners alone
     found = moments(
-        made("score_function", baseline="value", num_samples=1), shifted, logits, torch.ones(1), 1000, 1, generator
+        made("score_function", baseline="value", num_samples=1), shifted, logits, torch.ones(1), 1000, 1, streams
     )
     # draws are (3/2)(1/2, -1/2) and (1/2)(-1/2, 1/2): mean (1/4, -1/4), variance 2 * (1/2)^2 = 1/2
     assert found.variance.item() == pytest.approx(0.5, abs=0.02)
@@ -66,11 +71,11 @@ def test_relative_error_of_a_batch_keeps_the_bias() -> None:
     assert of.relative_mse(1).item() == pytest.approx(4.09) and of.relative_mse(400).item() == pytest.approx(0.1)
 
 
-def test_bias_falls_and_variance_grows_as_tau_falls(generator: Generator) -> None:
+def test_bias_falls_and_variance_grows_as_tau_falls(streams: RandomStreams) -> None:
     q = AnyQ(multilinear_q)
-    truth = measured(made("exact"), q, generator)
+    truth = measured(made("exact"), q, streams)
     straight_through = made("straight_through_gumbel_softmax")
-    found = [quality(measured(straight_through, q, generator, tau), truth) for tau in (2.0, 0.7, 0.2)]
+    found = [quality(measured(straight_through, q, streams, tau), truth) for tau in (2.0, 0.7, 0.2)]
     biases, variances = ([float(getattr(x, name)) for x in found] for name in ("relative_bias", "relative_variance"))
     assert biases[0] > biases[1] > biases[2] and variances[0] < variances[1] < variances[2]
 
@@ -79,20 +84,20 @@ def filled_agent(*overrides: str, num_choices: tuple[int, ...] = (3,)) -> Gumbel
     """With a hundred random steps in the replay and a policy that is not uniform."""
     agent = make_agent("replay_capacity=200", "hidden_sizes=[32]", *overrides, num_choices=num_choices)
     generator = Generator().manual_seed(0)
-    agent.actor.mlp.flat.mul_(30)
+    agent.actor.network.flat.mul_(30)
     shape = (agent.num_members, 1)
     no = torch.zeros(shape, dtype=torch.bool)
     for _ in range(100):
         obs, next_obs = torch.randn(2, *shape, 4, generator=generator)
         action = torch.stack([torch.randint(n, shape, generator=generator) for n in num_choices], -1)
-        agent.observe(obs, action, Step(next_obs, torch.zeros(shape), no, no, next_obs, ~no))
+        agent.store(obs, action, Step(next_obs, torch.zeros(shape), no, no, next_obs, ~no))
     return agent
 
 
 def inspect(agent: GumbelActorCritic, times: int = 1) -> dict[str, Tensor]:
-    generator, found = Generator().manual_seed(1), {}
+    streams, found = RandomStreams([1] * agent.num_members), {}
     for _ in range(times):
-        found = agent.inspect_gradients(torch.tensor(0.5), generator)
+        found = agent.inspect_gradients(torch.tensor(0.5), streams)
     return found
 
 
@@ -105,11 +110,11 @@ def test_inspection_finds_the_local_expectation_unbiased(structure: str) -> None
 
 def test_inspection_leaves_everything_else_alone() -> None:
     agent = filled_agent()
-    before, state = agent.actor.mlp.flat.clone(), torch.get_rng_state()
-    tau, own = agent.schedules.table.clone(), agent.generator.get_state()  # type: ignore[union-attr]
+    before, state = agent.actor.network.flat.clone(), torch.get_rng_state()
+    tau, own = agent.schedules.table.clone(), agent.streams.counter.clone()
     inspect(agent)
-    assert torch.equal(agent.actor.mlp.flat, before) and torch.equal(agent.schedules.table, tau)
-    assert torch.equal(torch.get_rng_state(), state) and torch.equal(agent.generator.get_state(), own)  # type: ignore[union-attr]
+    assert torch.equal(agent.actor.network.flat, before) and torch.equal(agent.schedules.table, tau)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(agent.streams.counter, own)
 
 
 def test_adaptive_tau_falls_for_large_batches_and_rises_for_small_ones() -> None:
@@ -118,14 +123,14 @@ def test_adaptive_tau_falls_for_large_batches_and_rises_for_small_ones() -> None
     for batch_size in (1, 4096):
         agent = filled_agent("tau.schedule=adaptive", f"batch_size={batch_size}")
         inspect(agent, times=8)
-        tau[batch_size] = agent.schedules(torch.tensor(0.7))[TAU].item()
+        tau[batch_size] = agent.schedules(torch.tensor(0.7)).tau.item()
     assert tau[4096] < 0.5 * tau[1]
 
 
 def test_adaptive_tau_is_within_a_step_of_the_best_of_a_grid() -> None:
     agent = filled_agent("tau.schedule=adaptive", "batch_size=128")
     inspect(agent, times=10)
-    chosen = agent.schedules(torch.tensor(0.7))[TAU].item()
+    chosen = agent.schedules(torch.tensor(0.7)).tau.item()
     errors = {}
     for tau in (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2):
         other = filled_agent(f"tau.start={tau}", "tau.schedule=constant")
@@ -138,7 +143,7 @@ def test_adaptive_tau_is_within_a_step_of_the_best_of_a_grid() -> None:
 def test_members_choose_a_tau_of_their_own() -> None:
     agent = filled_agent("tau.schedule=adaptive", "sweep={tau.start: [5.0, 0.05]}")
     inspect(agent)
-    high, low = agent.schedules(torch.tensor(0.7))[TAU].tolist()
+    high, low = agent.schedules(torch.tensor(0.7)).tau.tolist()
     assert high < 5.0 and low > 0.05
 
 

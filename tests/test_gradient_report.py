@@ -15,9 +15,8 @@ from agent import Policy
 from agent.analysis import gradients
 from agent.analysis.gradients import States, gradient_report, load_critics
 from agent.config_loader import load_config
-from agent.critics import make_critics
-from agent.networks import member_generators
-from agent.weights import save_critics
+from agent.networks.heads import make_critics
+from agent.weights import CRITICS_FILE, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -56,21 +55,20 @@ def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> N
     config = load_config(run / "config.yaml")
     everyone = Policy.load(run, member="all")
     critics = load_critics(run, config, everyone)
-    with_noise = torch.randn(critics.mlp.flat.shape, generator=Generator().manual_seed(0))
-    critics.mlp.flat.copy_(with_noise)
-    save_critics(critics.mlp.views(critics.mlp.flat), tmp_path)
+    with_noise = torch.randn(critics.network.flat.shape, generator=Generator().manual_seed(0))
+    critics.network.flat.copy_(with_noise)
+    save_weights(critics.network.tensors(), tmp_path / CRITICS_FILE)
     rows = with_noise.unflatten(0, (2, 2))  # [C, P]
     for member in (0, 1):
         own = load_critics(tmp_path, config, Policy.load(run, member=member))
-        assert torch.equal(own.mlp.flat, rows[:, member])
+        assert torch.equal(own.network.flat, rows[:, member])
 
 
 def test_report_of_a_joint_critic_leaves_exact_out_and_finds_unbiased_estimators(run: Path) -> None:
     """Local expectation against local expectation: bias within the noise of 32 draws."""
     config = load_config(run / "config.yaml", ["critic.structure=joint"])
     policy = Policy.load(run, member=0)
-    generators = member_generators([1, 2], 5)
-    critics = make_critics(config.critic, 4, policy.actor.actions, [8], generators, 2)
+    critics = make_critics(config, (4,), policy.actor.actions, members=[1])
     obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
     rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, States(obs, None), seed=0)}
     assert "exact" not in rows

@@ -2,6 +2,7 @@
 
 import math
 
+import oracles.losses
 import torch
 from torch import Generator
 
@@ -16,35 +17,28 @@ def test_entropy_by_hand_sums_over_factors() -> None:
 
 
 def test_entropy_and_its_gradient_are_finite_with_padding_and_with_certainty() -> None:
-    logits = torch.tensor([[[[0.0, 0.0, 0.0], [1e4, -1e4, 0.0]]]])
-    entropy, gradient = losses.entropy_and_gradient(ActionSpace((3, 2)).mask_logits(logits))
-    torch.testing.assert_close(entropy, torch.tensor([[math.log(3)]]))
+    logits = torch.tensor([[[[0.0, 0.0, 0.0], [1e4, -1e4, 0.0]]]], requires_grad=True)
+    entropy = losses.entropy(ActionSpace((3, 2)).mask_logits(logits))
+    (gradient,) = torch.autograd.grad(entropy.sum(), logits)
+    torch.testing.assert_close(entropy.detach(), torch.tensor([[math.log(3)]]))
     assert gradient.isfinite().all() and gradient[0, 0, 1, 2] == 0
 
 
-def test_gradients_of_the_losses_are_autograds(generator: Generator) -> None:
+def test_gradients_of_the_losses_are_those_by_hand(generator: Generator) -> None:
     logits = torch.randn(2, 5, 3, 4, generator=generator, requires_grad=True)
-    log_pi = logits.log_softmax(-1)
-    entropy = -(log_pi.exp() * log_pi).sum((-2, -1))
-    (expected,) = torch.autograd.grad(entropy.sum(), logits, retain_graph=True)
-    torch.testing.assert_close(losses.entropy_and_gradient(logits.detach())[1], expected)
-
     v, alpha = torch.randn(2, 5, 3, 4, generator=generator), torch.tensor([0.5, 2.0])
-    objective = (logits * v).sum((-2, -1))
-    loss = losses.actor_loss(objective, entropy, alpha).sum()
-    gradient = losses.actor_loss_gradient(v, losses.entropy_and_gradient(logits.detach())[1], alpha)
-    torch.testing.assert_close(gradient, torch.autograd.grad(loss, logits)[0])
+    loss = losses.actor_loss((logits * v).sum((-2, -1)), losses.entropy(logits), alpha)
+    entropy, entropy_gradient = oracles.losses.entropy_and_gradient(logits.detach())
+    expected = oracles.losses.actor_loss_gradient(v, entropy_gradient, alpha)
+    torch.testing.assert_close(torch.autograd.grad(loss.sum(), logits)[0], expected)
 
     q, target = torch.randn(2, 2, 5, generator=generator, requires_grad=True), torch.randn(2, 5, generator=generator)
-    (expected,) = torch.autograd.grad(losses.critic_loss(q, target).sum(), q)
-    torch.testing.assert_close(losses.critic_loss_gradient(q.detach(), target), expected)
+    (gradient,) = torch.autograd.grad(losses.critic_loss(q, target).sum(), q)
+    torch.testing.assert_close(gradient, oracles.losses.critic_loss_gradient(q.detach(), target))
 
-
-def test_reduced_gradient_is_that_of_the_smallest_critic_or_the_mean(generator: Generator) -> None:
-    q, gradient = torch.randn(2, 3, 5, generator=generator), torch.randn(2, 3, 5, 1, 4, generator=generator)
-    smallest = torch.where((q[0] < q[1])[..., None, None], gradient[0], gradient[1])
-    assert torch.equal(losses.reduce_gradient(q, gradient, "min"), smallest)
-    torch.testing.assert_close(losses.reduce_gradient(q, gradient, "mean"), (gradient[0] + gradient[1]) / 2)
+    log_alpha = torch.zeros(2, requires_grad=True)
+    (gradient,) = torch.autograd.grad(losses.alpha_loss(log_alpha, entropy, target[:, 0]).sum(), log_alpha)
+    torch.testing.assert_close(gradient, oracles.losses.log_alpha_gradient(entropy.mean(-1), target[:, 0]))
 
 
 def test_critics_reduce_to_min_or_mean() -> None:
@@ -65,25 +59,30 @@ def test_target_and_losses_by_hand() -> None:
 def test_n_moves_linearly_and_is_rounded_at_random(generator: Generator) -> None:
     """Halfway from 4 to 1 it is 2 or 3, alike: five standard errors, false alarm < 1e-6."""
     uniform = torch.rand((1, 10_000), dtype=torch.float64, generator=generator)
-    length = torch.full((1, 10_000), 4)
+    length, four, one = torch.full((1, 10_000), 4), torch.tensor([4.0]), torch.tensor([1.0])
     for progress, expected in ((0.0, {4}), (0.5, {2, 3}), (1.0, {1}), (1.1, {1})):  # the last step may lead beyond
-        assert set(losses.steps_counted(length, 4, 1, torch.tensor(progress), uniform).unique().tolist()) == expected
-    halfway = losses.steps_counted(length, 4, 1, torch.tensor(0.5), uniform)
+        assert (
+            set(losses.steps_counted(length, four, one, torch.tensor(progress), uniform).unique().tolist()) == expected
+        )
+    halfway = losses.steps_counted(length, four, one, torch.tensor(0.5), uniform)
     assert abs(halfway.double().mean().item() - 2.5) < 5 * 0.5 / 100
 
 
 def test_no_more_steps_count_than_a_window_has() -> None:
     length, uniform = torch.tensor([[1, 2, 5]]), torch.zeros((1, 3), dtype=torch.float64)
-    assert losses.steps_counted(length, 3, 3, torch.tensor(0.0), uniform).tolist() == [[1, 2, 3]]
+    three = torch.tensor([3.0])
+    assert losses.steps_counted(length, three, three, torch.tensor(0.0), uniform).tolist() == [[1, 2, 3]]
 
 
 def test_n_may_differ_between_members() -> None:
     length, uniform = torch.full((2, 1), 5), torch.zeros((2, 1), dtype=torch.float64)
-    start, end = torch.tensor([[3], [1]]), torch.tensor([[1], [1]])
+    start, end = torch.tensor([3.0, 1.0]), torch.tensor([1.0, 1.0])
     counted = [losses.steps_counted(length, start, end, torch.tensor(at), uniform).tolist() for at in (0.0, 0.5, 1.0)]
     assert counted == [[[3], [1]], [[2], [1]], [[1], [1]]]
 
 
 def test_alpha_falls_while_entropy_is_above_its_target() -> None:
-    gradient = losses.log_alpha_gradient(torch.tensor([1.0, 0.1]), torch.tensor([0.5, 0.5]))
+    log_alpha = torch.zeros(2, requires_grad=True)
+    loss = losses.alpha_loss(log_alpha, torch.tensor([[1.5, 0.5], [0.1, 0.1]]), torch.tensor([0.5, 0.5]))
+    (gradient,) = torch.autograd.grad(loss.sum(), log_alpha)
     assert gradient[0] > 0 > gradient[1]  # a descent step lowers log alpha of the first member, raises the second's

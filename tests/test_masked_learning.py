@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import math
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,20 +12,20 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from masked_env import ACTION_SPACE, ALL, MaskedEnv, padded_mask
 from scripted_env import SCRIPTS
-from test_gumbel_actor_critic import COMBINATIONS, PROGRESS, make_agent, make_batch, q_values
+from test_gumbel_actor_critic import COMBINATIONS, PROGRESS, make_agent, make_task, q_values, random_batch
 from test_masks import Turnstile
 from torch import Generator, Tensor
 
 import envs
 from agent import Policy
 from agent.action_space import ActionSpace
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
+from agent.algorithms.reinforce import Reinforce
 from agent.config import ConfigError
 from agent.config_loader import load_config
 from agent.evaluation import evaluate_members, num_parallel_envs
-from agent.gumbel_actor_critic import GumbelActorCritic
-from agent.networks import Actor
+from agent.networks.heads import Actor
 from agent.policy import MemberInfo, describe_policy
-from agent.reinforce import Reinforce
 from agent.replay import Batch, Replay
 from agent.training.loop import TrainingLoop
 from envs import GymnasiumAdapter, Masks, Step, TensorEnv, VectorEnvironment
@@ -40,15 +41,31 @@ SMALL = [
 ]
 
 
-def scripted(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP) -> GymnasiumAdapter:
+def scripted(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, num_members: int = 1) -> GymnasiumAdapter:
     """Environments that refuse actions which their masks bar."""
     scripts = list(itertools.islice(itertools.cycle(SCRIPTS), num_envs))
-    return GymnasiumAdapter(SyncVectorEnv([partial(MaskedEnv, script) for script in scripts], autoreset_mode=mode))
+    vector_env = SyncVectorEnv([partial(MaskedEnv, script) for script in scripts], autoreset_mode=mode)
+    return GymnasiumAdapter(vector_env, num_members=num_members)
 
 
 def make_loop(env: VectorEnvironment, *overrides: str) -> TrainingLoop:
     config = load_config(None, ["env.id=Test-v0", *SMALL, *overrides])
-    return TrainingLoop(config, env, torch.device("cpu"), env_seed=1, learner_seed=2)
+    return TrainingLoop(config, env, torch.device("cpu"))
+
+
+def watch_logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """The gradients with respect to logits from here on."""
+    seen: list[Tensor] = []
+    call = Actor.__call__
+
+    def watched(self: Actor, *args: Any) -> Tensor:
+        logits = call(self, *args)
+        if logits.requires_grad:
+            logits.register_hook(lambda gradient: seen.append(gradient.clone()))
+        return logits
+
+    monkeypatch.setattr(Actor, "__call__", watched)
+    return seen
 
 
 def masks_of(obs: Tensor) -> Tensor:
@@ -77,7 +94,7 @@ def batch_and_masks(replay: Replay, u: Tensor, v: Tensor, generator: Generator) 
 def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_step: int, generator: Generator) -> None:
     """Two members; the ring wraps many times."""
     settings = ["env.num_envs=3", "seeds=2", f"n_step={n_step}", "replay_capacity=60", "learning_starts=1000"]
-    loop = make_loop(scripted(6, mode), *settings)
+    loop = make_loop(scripted(6, mode, 2), *settings)
     num_terminal = num_others = 0
     for iteration in range(120):
         loop.iterate(3 * iteration)
@@ -128,19 +145,19 @@ def test_no_barred_choice_is_taken_in_training_or_evaluation(
     """A barred choice is an error of the environment. A quarter of a member's 2000 steps is warm-up."""
     num_envs = 4
     settings = [f"algorithm={algorithm}", f"seeds={num_members}", f"env.num_envs={num_envs}", "learning_starts=500"]
-    loop = make_loop(scripted(num_members * num_envs, mode), *settings)
+    loop = make_loop(scripted(num_members * num_envs, mode, num_members), *settings)
     for iteration in range(500):
         loop.iterate(num_envs * iteration)
     assert loop.num_updates > 10
-    evaluate_for(loop, scripted(num_parallel_envs(num_members, 40), mode))
+    evaluate_for(loop, scripted(num_members * num_parallel_envs(40), mode, num_members))
 
 
 def evaluate_for(loop: TrainingLoop, env: VectorEnvironment) -> None:
     """Greedy and sampled evaluation of what the loop has trained."""
     infos = [MemberInfo(member=i, seed=i, settings={}, env_steps=0, eval_return=None) for i in range(loop.num_members)]
     policy = Policy(describe_policy(loop.config, loop.env, infos))
-    policy.copy_from(loop.learner.evaluated_actor, loop.normalizer)
-    evaluate_members(policy, env, 40, 0, ["greedy", "sampled"])
+    policy.copy_from_(loop.learner.evaluated_actor, loop.normalizer)
+    evaluate_members(policy, env, 40, [0], ["greedy", "sampled"])
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
@@ -157,22 +174,23 @@ def test_a_learner_without_masks_takes_barred_choices(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_barred_choice_is_taken_in_tensor_environments(algorithm: str) -> None:
     """The second number of an observation counts those that were; with padding."""
-    loop = make_loop(TensorEnv(Turnstile(4), 4), f"algorithm={algorithm}", "env.num_envs=2", "seeds=2")
+    loop = make_loop(TensorEnv(Turnstile(4), 4, num_members=2), f"algorithm={algorithm}", "env.num_envs=2", "seeds=2")
     for iteration in range(300):
         loop.iterate(2 * iteration)
         assert (loop.obs[..., 1] == 0).all()
-    evaluate_for(loop, TensorEnv(Turnstile(20), 4))
+    evaluate_for(loop, TensorEnv(Turnstile(20), 4, num_members=2))
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_taxi_is_driven_by_legal_actions_alone(algorithm: str, mode: str) -> None:
-    env = envs.make("Taxi-v4", 4, vectorization_mode=mode, kwargs={"max_episode_steps": 30})
+    env = envs.make("Taxi-v4", 4, num_members=2, vectorization_mode=mode, kwargs={"max_episode_steps": 30})
     with contextlib.closing(env):
         loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=2", "seeds=2", "learning_starts=100")
         for iteration in range(150):
-            assert loop.mask.gather(-1, loop.action.unsqueeze(-1)).all()
+            mask = loop.mask.clone()
             loop.iterate(2 * iteration)
+            assert mask.gather(-1, loop.action.unsqueeze(-1)).all()
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
@@ -180,7 +198,7 @@ def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure
     """By enumeration; where it is sampled, within five standard errors (false alarm < 1e-6)."""
     agent = make_agent(f"critic.structure={structure}", "critic.reduce=mean", num_choices=(3, 2))
     with torch.no_grad():
-        agent.actor.mlp.flat.mul_(50)
+        agent.actor.network.flat.mul_(50)
     num_draws = 20_000 if structure == "joint" else 1
     obs = torch.randn(1, 1, 4, generator=generator)
     mask = torch.tensor([[True, False, True], [True, True, False]]).view(1, 1, 2, 3)
@@ -189,12 +207,12 @@ def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure
     values, expected = [], 0.0
     for first, second in ((0, 0), (0, 1), (2, 0), (2, 1)):
         action = agent.actions.one_hot(torch.tensor([[[first, second]]]))
-        q = agent.target_critics.evaluate(agent.target_critics.encode(obs), action).q.mean().item()
+        q = agent.target_critics.evaluate(agent.target_critics.encode(obs), action).mean().item()
         values.append(q)
         expected += float(pi[0, first] * pi[1, second]) * q
-    noise = agent.noise_of(torch.rand((1, num_draws, 2 + agent.num_samples * 6), generator=generator).double())
+    noise = make_agent(f"critic.structure={structure}", f"batch_size={num_draws}", num_choices=(3, 2)).noise_()
     rows = obs.expand(1, num_draws, 4), mask.expand(1, num_draws, 2, 3)
-    value = agent.next_value(rows[0], torch.ones(1), noise, rows[1])
+    value = agent.next_value(*rows, torch.ones(1), noise)
     tolerance = 5 * max(np.ptp(values) / 2, 1e-9) / math.sqrt(num_draws) if structure == "joint" else 1e-6
     assert abs(value.mean().item() - expected) < tolerance
 
@@ -202,8 +220,8 @@ def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure
 def test_entropy_in_the_target_is_over_legal_choices(generator: Generator) -> None:
     plain, soft = make_agent(), make_agent("critic.entropy_in_target=true")
     obs, mask = torch.randn(1, 8, 4, generator=generator), torch.tensor([[True, False, True]]).expand(1, 8, 1, 3)
-    noise = plain.noise_of(plain.draw_update())
-    difference = soft.next_value(obs, torch.ones(1), noise, mask) - plain.next_value(obs, torch.ones(1), noise, mask)
+    arguments = obs, mask, torch.ones(1), plain.noise_()
+    difference = soft.next_value(*arguments) - plain.next_value(*arguments)
     torch.testing.assert_close(difference, torch.full((1, 8), math.log(2)), rtol=1e-2, atol=0)  # nearly uniform
 
 
@@ -213,23 +231,18 @@ def test_gradient_is_zero_at_barred_and_padding_choices(
     structure: str, estimator: str, tau: float, generator: Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_choices, settings = (4, 2, 3), [f"estimator.name={estimator}", f"critic.structure={structure}"]
-    agent = make_agent(*settings, f"tau.start={tau}", f"tau.end={tau}", "alpha.start=0.1", num_choices=num_choices)
-    with torch.no_grad():
-        agent.actor.mlp.flat.mul_(20)
-    mask, next_mask = (random_mask(num_choices, (1, 64), generator) for _ in range(2))
-    agent.generator = Generator().manual_seed(0)
-    agent.config = agent.config.model_copy(update={"batch_size": 64})
-    seen = []
-    backward = agent.actor.parameter_gradient
-    monkeypatch.setattr(
-        agent.actor, "parameter_gradient", lambda saved, g: seen.append(g.clone()) or backward(saved, g)
+    agent = make_agent(
+        *settings, f"tau.start={tau}", f"tau.end={tau}", "alpha.start=0.1", "batch_size=64", num_choices=num_choices
     )
-    noise = agent.noise_of(agent.draw_update())
-    metrics = agent.update(make_batch(agent, generator, 64), PROGRESS, noise, Masks(mask, next_mask))
+    with torch.no_grad():
+        agent.actor.network.flat.mul_(20)
+    mask, next_mask = (random_mask(num_choices, (1, 64), generator) for _ in range(2))
+    seen = watch_logits(monkeypatch)
+    metrics = agent.learn(random_batch(agent, generator, 64), Masks(mask, next_mask), agent.noise_(), PROGRESS)
     (gradient,) = seen
     assert gradient.isfinite().all() and (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
     assert all(value.isfinite().all() for value in metrics.values())
-    assert agent.actor.mlp.flat.isfinite().all() and agent.critics.mlp.flat.isfinite().all()
+    assert agent.actor.network.flat.isfinite().all() and agent.critics.network.flat.isfinite().all()
 
 
 def test_entropy_is_over_legal_choices(generator: Generator) -> None:
@@ -241,8 +254,8 @@ def test_entropy_is_over_legal_choices(generator: Generator) -> None:
         for k in range(2):
             pi = row[k][legal[k]].softmax(-1)
             expected += float(-(pi * pi.log()).sum()) / 8
-    batch = make_batch(agent, generator)._replace(obs=batch_obs)
-    metrics = agent.update(batch, PROGRESS, agent.noise_of(agent.draw_update()), Masks(mask, mask))
+    batch = random_batch(agent, generator)._replace(obs=batch_obs)
+    metrics = agent.learn(batch, Masks(mask, mask), agent.noise_(), PROGRESS)
     assert metrics["actor/entropy"].item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -252,36 +265,29 @@ def test_target_entropy_is_a_fraction_of_what_the_legal_choices_allow(generator:
     mask = torch.ones(2, 8, 1, 8, dtype=torch.bool)
     mask[1, ..., 2:] = False
     before = agent.log_alpha.clone()
-    noise = agent.noise_of(agent.draw_update())
-    metrics = agent.update(make_batch(agent, generator), PROGRESS, noise, Masks(mask, mask))
+    metrics = agent.learn(random_batch(agent, generator), Masks(mask, mask), agent.noise_(), PROGRESS)
     torch.testing.assert_close(metrics["actor/entropy"], torch.tensor([math.log(8), math.log(2)]), rtol=1e-2, atol=0)
     assert (agent.log_alpha < before).all()
 
 
 def test_target_entropy_lies_above_a_policy_that_favours_one_of_two_legal_choices(generator: Generator) -> None:
     agent = make_masked_agent("target_entropy.schedule=constant", "target_entropy.start=0.9")
-    parameters = agent.actor.mlp.parameters
-    with torch.no_grad():
-        parameters[f"bias{agent.actor.mlp.num_layers - 1}"][..., 1] = 2.0
+    agent.actor.network.tensors()["head.bias"][..., 1] = 2.0
     mask = (torch.arange(8) < 2).expand(1, 8, 1, 8)
     before = agent.log_alpha.clone()
-    agent.update(make_batch(agent, generator), PROGRESS, agent.noise_of(agent.draw_update()), Masks(mask, mask))
+    agent.learn(random_batch(agent, generator), Masks(mask, mask), agent.noise_(), PROGRESS)
     assert (agent.log_alpha > before).all()
 
 
 def make_masked_agent(*overrides: str) -> GumbelActorCritic:
-    agent = make_agent(*overrides)
-    return GumbelActorCritic(
-        agent.config, 4, ActionSpace((8,)), agent.normalizer, generator=Generator().manual_seed(3), has_masks=True
-    )
+    return make_agent(*overrides, num_choices=(8,), has_masks=True)
 
 
 def test_first_actions_are_uniform_over_legal_choices() -> None:
     """Within five standard errors (false alarm < 1e-6)."""
     agent = make_agent("noise_persistence=0", num_choices=(4, 2))
     mask = torch.tensor([[True, False, True, True], [False, True, False, False]]).view(1, 1, 2, 4)
-    draws = [agent.draw_exploration() for _ in range(3000)]
-    actions = torch.stack([agent.explore(torch.zeros(1, 1, 4), d, uniform=True, mask=mask)[0, 0] for d in draws])
+    actions = torch.stack([agent.act(torch.zeros(1, 1, 4), mask, uniform=True)[0, 0] for _ in range(3000)])
     frequency = actions[:, 0].bincount(minlength=4) / 3000
     assert frequency[1] == 0 and (actions[:, 1] == 1).all()
     assert ((frequency[[0, 2, 3]] - 1 / 3).abs() < 5 * (1 / 3 / 3000) ** 0.5).all()
@@ -290,19 +296,15 @@ def test_first_actions_are_uniform_over_legal_choices() -> None:
 def test_reinforce_gradient_is_zero_at_barred_choices(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two members, whose episodes end at different steps; each row has the mask of its own observation."""
     config = load_config(None, ["env.id=Test-v0", "algorithm=reinforce", *SMALL, "env.num_envs=3", "seeds=2"])
-    normalizer = make_agent("seeds=2", obs_size=2).normalizer
-    learner = Reinforce(config, 2, ActionSpace((3, 2)), normalizer, generator=generator, has_masks=True)
+    learner = Reinforce(config, make_task(config, (3, 2), 2, has_masks=True))
     for t in range(6):
         obs = torch.stack([torch.arange(6.0).view(2, 3), torch.full((2, 3), float(t))], -1)
         masks = masks_of(obs)
         ends, no = torch.rand((2, 3), generator=generator) < 0.5, torch.zeros(2, 3, dtype=torch.bool)
-        action = learner.explore(obs, learner.draw_exploration(), uniform=False, mask=masks)
+        action = learner.act(obs, masks)
         reward = torch.randn((2, 3), generator=generator)
-        learner.observe(obs, action, Step(obs, reward, ends, no, obs, ~no), Masks(masks, masks))
-    seen, gathered, backward, gather = [], [], learner.actor.parameter_gradient, learner.gather
-    monkeypatch.setattr(
-        learner.actor, "parameter_gradient", lambda saved, g: seen.append(g.clone()) or backward(saved, g)
-    )
+        learner.store(obs, action, Step(obs, reward, ends, no, obs, ~no), Masks(masks, masks))
+    seen, gathered, gather = watch_logits(monkeypatch), [], learner.gather
     monkeypatch.setattr(learner, "gather", lambda *args: gathered.append(gather(*args)) or gathered[0])
     learner.update(torch.tensor(0.0))
     (gradient,), ((obs, _, mask, _, _),) = seen, gathered

@@ -3,7 +3,7 @@
 import torch
 from torch import Generator
 
-from agent.optimizer import PopulationAdam, clip_grad_norm
+from agent.optimizer import PopulationAdam, clip_grad_norm_
 
 
 def test_each_row_steps_as_torchs_adam_with_its_own_learning_rate(generator: Generator) -> None:
@@ -40,7 +40,7 @@ def test_clipping_is_per_member_over_both_critics(generator: Generator) -> None:
     gradient = torch.randn(4, 5, generator=generator)
     gradient[[1, 3]] *= 0.01
     before = gradient.clone()
-    norm = clip_grad_norm(gradient, num_members=2, max_norm=1.0)
+    norm = clip_grad_norm_(gradient, num_members=2, max_norm=1.0)
     large = [before[r].clone().requires_grad_() for r in (0, 2)]
     for parameter in large:
         parameter.grad = parameter.detach().clone()

@@ -56,7 +56,7 @@ def test_a_sweep_of_what_an_algorithm_does_not_read_is_none_for_it() -> None:
 
 def test_what_each_algorithm_is_said_not_to_read_is_not_read() -> None:
     for algorithm in BUILT_IN:
-        source = Path(f"agent/{algorithm}.py").read_text()
+        source = Path(f"agent/algorithms/{algorithm}.py").read_text()
         keys = [key for key, _ in settings() if not is_read_by(algorithm, key)]
         assert len(keys) > 5
         for key in keys:

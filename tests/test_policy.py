@@ -11,7 +11,8 @@ from gymnasium import spaces
 
 import envs
 from agent import Policy, PolicyError
-from agent.policy import MemberInfo, PolicyInfo
+from agent.policy import MemberInfo, NetworkInfo, PolicyInfo
+from agent.weights import save_weights
 from envs import space_to_json
 
 
@@ -26,7 +27,7 @@ def make_policy(
         observation_space=space_to_json(observation_space),
         action_space=space_to_json(action_space),
         action_bins=bins,
-        hidden_sizes=[8],
+        network=NetworkInfo(**MLP),
         normalize_obs=True,
         members=[
             MemberInfo(member=i, seed=10 + i, settings={}, env_steps=5, eval_return=float(i % 2))
@@ -36,7 +37,7 @@ def make_policy(
     policy = Policy(info)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        policy.actor.mlp.flat.normal_(generator=generator)
+        policy.actor.network.flat.normal_(generator=generator)
         policy.normalizer.mean.normal_(generator=generator)
         policy.normalizer.var.uniform_(0.5, 2.0, generator=generator)
     return policy
@@ -52,6 +53,7 @@ def test_swept_pairs_survive_saving(tmp_path: Path) -> None:
 
 
 OBS = spaces.Box(-1, 1, (3,))
+MLP = {"name": "mlp", "kwargs": {"hidden_sizes": [8], "layer_norm": False}}
 ACTION_SPACES = [
     (spaces.Discrete(4), None),
     (spaces.Discrete(3, start=5), None),
@@ -131,8 +133,14 @@ def test_normaliser_is_part_of_the_policy(tmp_path: Path) -> None:
         (lambda p: (p / "weights.safetensors").unlink(), "weights.safetensors: not readable"),
         (lambda p: (p / "weights.safetensors").write_bytes(b"nonsense"), "weights.safetensors: not readable"),
         (lambda p: flip(p / "weights.safetensors", -1), "weights.safetensors: not what was written"),
-        (lambda p: change(p, hidden_sizes=[9]), "do not fit the networks"),
-        (lambda p: change(p, hidden_sizes=[-1]), "hidden_sizes"),
+        (
+            lambda p: change(p, network=MLP | {"kwargs": {"hidden_sizes": [9], "layer_norm": False}}),
+            "do not fit the networks",
+        ),
+        (lambda p: change(p, network=MLP | {"kwargs": {"hidden_sizes": [-1], "layer_norm": False}}), "hidden_sizes"),
+        (lambda p: change(p, network=MLP | {"kwargs": {"hidden_sizes": [8]}}), "layer_norm"),
+        (lambda p: change(p, network=MLP | {"kwargs": {}, "name": "os:path"}), "--network os:path"),
+        (lambda p: change(p, network=MLP | {"kwargs": {}, "name": "os:path; reboot"}), "policy.json: network.name"),
         (lambda p: change(p, format=1), "policy.json: format"),
         (lambda p: change(p, action_space={"type": "os.system"}), "policy.json"),
         (lambda p: change(p, extra=1), "policy.json: extra"),
@@ -177,3 +185,30 @@ def test_environment_that_imports_a_module_is_refused_unless_asked_for() -> None
     policy.info = policy.info.model_copy(update={"env_id": "malicious:Env-v0"})
     with pytest.raises(PolicyError, match="--env malicious:Env-v0"):
         policy.trusted_env_id()
+
+
+@pytest.mark.parametrize("layer_norm", [False, True])
+def test_a_policy_of_format_2_is_read(tmp_path: Path, layer_norm: bool) -> None:
+    """Format 2 knew the built-in network only, its layers counted and its weights as [P, in, out]."""
+    policy = make_policy(OBS, spaces.MultiDiscrete([2, 3]), num_members=2)
+    kwargs = {"hidden_sizes": [8, 5], "layer_norm": layer_norm}
+    policy = Policy(policy.info.model_copy(update={"network": NetworkInfo(name="mlp", kwargs=kwargs)}))
+    policy.actor.network.flat.normal_(generator=torch.Generator().manual_seed(1))
+    policy.save(tmp_path)
+    step, old = 3 if layer_norm else 2, {}
+    for name, tensor in policy.tensors().items():
+        *_, layer, kind = name.split(".")
+        if not name.startswith("actor."):
+            old[name] = tensor
+        elif layer == "head" or int(layer) % step == 0:
+            number = 2 if layer == "head" else int(layer) // step
+            old[f"actor.{kind}{number}"] = tensor.mT if kind == "weight" else tensor.unsqueeze(1)
+        else:
+            old[f"actor.{'scale' if kind == 'weight' else 'shift'}{int(layer) // step}"] = tensor.unsqueeze(1)
+    save_weights(old, tmp_path / "weights.safetensors")
+    info = json.loads((tmp_path / "policy.json").read_text())
+    info = {key: value for key, value in info.items() if key != "network"} | kwargs | {"format": 2}
+    (tmp_path / "policy.json").write_text(json.dumps(info))
+    read = Policy.load(tmp_path, member="all")
+    obs = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(read.actor(obs), policy.actor(obs))

@@ -1,17 +1,21 @@
 """A member of a population learns as it would alone."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
-from test_gumbel_actor_critic import COMBINATIONS
+from test_gumbel_actor_critic import COMBINATIONS, make_task, random_batch
 from torch import Generator
 
-from agent.action_space import ActionSpace
+import agent
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic, Noise
+from agent.algorithms.reinforce import Reinforce
 from agent.config import Config
 from agent.config_loader import load_config
-from agent.gumbel_actor_critic import GumbelActorCritic
-from agent.normalizer import ObservationNormalizer
-from agent.reinforce import Reinforce
 from agent.replay import Batch
+from agent.training.loop import TrainingLoop
+from agent.training.setup import make_env
 from envs import Step
 
 OBS_SIZE, NUM_CHOICES = 3, (3, 2)
@@ -29,13 +33,9 @@ def config_of(*overrides: str) -> Config:
     return load_config(None, ["env.id=Test-v0", "hidden_sizes=[16, 8]", "env.num_envs=2", "batch_size=6", *overrides])
 
 
-def normalizer(num_members: int) -> ObservationNormalizer:
-    return ObservationNormalizer(num_members, torch.zeros(OBS_SIZE, dtype=torch.bool), enabled=False)
-
-
 def make_agent(*overrides: str) -> GumbelActorCritic:
     config = config_of(*overrides)
-    return GumbelActorCritic(config, OBS_SIZE, ActionSpace(NUM_CHOICES), normalizer(len(config.members())))
+    return GumbelActorCritic(config, make_task(config, NUM_CHOICES, OBS_SIZE))
 
 
 def member_of(batch: Batch, i: int) -> Batch:
@@ -53,30 +53,27 @@ def test_trained_together_is_trained_apart(structure: str, estimator: str) -> No
     num_members, size = together.num_members, 6
     assert num_members == len(apart) == 8
     for update in range(8):
-        shape = (num_members, size)
-        obs, next_obs = (torch.randn(*shape, OBS_SIZE, generator=generator) for _ in range(2))
-        action = torch.stack([torch.randint(n, shape, generator=generator) for n in NUM_CHOICES], -1)
-        batch = Batch(obs, action, torch.randn(shape, generator=generator), torch.full(shape, 0.9), next_obs)
-        noise = together.noise_of(together.draw_update())
-        progress = torch.tensor(update / 10)
-        together.update(batch, progress, noise)
+        batch = random_batch(together, generator, size, OBS_SIZE)
+        noise, progress = together.noise_(), torch.tensor(update / 10)
+        together.learn(batch, None, noise, progress)
         for i, alone in enumerate(apart):
-            alone.update(member_of(batch, i), progress, noise[:, i : i + 1])
+            own = Noise(*(x[:, i : i + 1] for x in noise))
+            alone.learn(member_of(batch, i), None, own, progress)
     for i, alone in enumerate(apart):
         for network in ("actor", "evaluated_actor"):
-            ours, theirs = (getattr(agent, network).mlp.flat.detach() for agent in (together, alone))
+            ours, theirs = (getattr(agent, network).network.flat for agent in (together, alone))
             torch.testing.assert_close(ours[i : i + 1], theirs, rtol=1e-3, atol=1e-5)
         for network in ("critics", "target_critics"):
-            ours, theirs = (getattr(agent, network).mlp.flat.detach() for agent in (together, alone))
+            ours, theirs = (getattr(agent, network).network.flat for agent in (together, alone))
             torch.testing.assert_close(ours[[i, num_members + i]], theirs, rtol=1e-3, atol=1e-5)
         torch.testing.assert_close(together.log_alpha[i : i + 1], alone.log_alpha)
-    assert together.actor.mlp.flat.detach().std(0).min() > 0  # and the members do differ
+    assert together.actor.network.flat.std(0).min() > 0  # and the members do differ
 
 
 def test_reinforce_trained_together_is_trained_apart() -> None:
     def make(*overrides: str) -> Reinforce:
         config = config_of("algorithm=reinforce", "reinforce.max_episode_steps=30", *overrides)
-        return Reinforce(config, OBS_SIZE, ActionSpace(NUM_CHOICES), normalizer(len(config.members())))
+        return Reinforce(config, make_task(config, NUM_CHOICES, OBS_SIZE))
 
     together = make("seed=5", "sweep={reinforce.learning_rate: [0.01, 0.001], gamma: [0.9]}")
     apart = [make("seed=5", f"reinforce.learning_rate={rate}", "gamma=0.9") for rate in (0.01, 0.001)]
@@ -88,13 +85,71 @@ def test_reinforce_trained_together_is_trained_apart() -> None:
         terminated, truncated = (torch.rand(shape, generator=generator) < 0.15 for _ in range(2))
         reward = torch.randn(shape, generator=generator)
         step = Step(next_obs, reward, terminated, truncated, next_obs, torch.ones(shape, dtype=torch.bool))
-        together.observe(obs, action, step)
+        together.store(obs, action, step)
         for i, alone in enumerate(apart):
-            alone.observe(obs[i : i + 1], action[i : i + 1], Step(*(x[i : i + 1] for x in step)))
+            alone.store(obs[i : i + 1], action[i : i + 1], Step(*(x[i : i + 1] for x in step)))
         if number % 10 == 9:
             for learner in (together, *apart):
                 learner.update(torch.tensor(number / 40))
     for i, alone in enumerate(apart):
-        for ours, theirs in ((together.actor.mlp, alone.actor.mlp), (together.baseline, alone.baseline)):
-            torch.testing.assert_close(ours.flat[i : i + 1].detach(), theirs.flat.detach(), rtol=1e-3, atol=1e-5)
-    assert not torch.equal(apart[0].actor.mlp.flat, apart[1].actor.mlp.flat)
+        for ours, theirs in ((together.actor.network, alone.actor.network), (together.baseline, alone.baseline)):
+            torch.testing.assert_close(ours.flat[i : i + 1], theirs.flat, rtol=1e-3, atol=1e-5)
+    assert not torch.equal(apart[0].actor.network.flat, apart[1].actor.network.flat)
+
+
+def trained_loop(env_id: str, *overrides: str) -> TrainingLoop:
+    """After 200 updates, with ends of episodes and a reset of all environments on the way."""
+    settings = ["hidden_sizes=[16]", "batch_size=16", "learning_starts=40", "env.num_envs=2", "total_env_steps=240"]
+    config = load_config(None, [f"env.id={env_id}", *settings, *overrides])
+    loop = TrainingLoop(config, make_env(config, 2, torch.device("cpu")), torch.device("cpu"))
+    for env_steps in range(0, 240, 2):
+        if env_steps == 150:
+            loop.reset_environments(env_steps)
+        loop.iterate(env_steps)
+    loop.conclude(240)
+    loop.env.close()
+    return loop
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [["CartPole-v1"], ["Tensor/CartPole-v1"], ["Tensor/Harvest-v0"], ["CartPole-v1", "algorithm=reinforce"]],
+    ids=" ".join,
+)
+def test_a_member_alone_is_the_member_of_any_population(kind: list[str]) -> None:
+    """Its seed is 27: alone, the second of three, the last of twenty."""
+    small = ["reinforce.rollout_steps=40", "reinforce.max_episode_steps=60"]
+    alone, of_three, of_twenty = (
+        trained_loop(*kind, *small, *members)
+        for members in (["seed=27"], ["seed=26", "seeds=3"], ["seed=8", "seeds=20"])
+    )
+    assert torch.equal(of_three.action[1:2], alone.action)
+    for loop, member in ((of_three, 1), (of_twenty, 19)):
+        torch.testing.assert_close(loop.learner.actor.network.flat[member], alone.learner.actor.network.flat[0])
+        torch.testing.assert_close(loop.obs[member], alone.obs[0])
+        torch.testing.assert_close(loop.episodes.running[:, member], alone.episodes.running[:, 0])
+    assert not torch.equal(of_three.learner.actor.network.flat[0], of_three.learner.actor.network.flat[1])
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Tensor/CartPole-v1"])
+def test_what_is_logged_of_a_member_does_not_depend_on_the_others(env_id: str, tmp_path: Path) -> None:
+    """Training, evaluation and inspection of gradients; environments are reset at two checkpoints."""
+    settings = [f"env.id={env_id}", "total_env_steps=300", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]"]
+    settings += ["tau.schedule=adaptive", "checkpoint.every_env_steps=100", "wandb.mode=disabled"]
+    settings += ["evaluation.episodes=3", "evaluation.final_episodes=4"]
+    rows, results = [], []
+    for name, members in (("alone", ["seed=7"]), ("together", ["seed=5", "seeds=3"])):
+        run = tmp_path / name
+        agent.train(load_config(None, [*settings, *members, f"run_dir={run}"]))
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        last = max(line["member"] for line in lines)
+        rows.append([line for line in lines if line["member"] == last])
+        results.append(json.loads((run / "result.json").read_text(encoding="utf-8"))["members"][last])
+    for alone, together in zip(*rows, strict=True):
+        names = [name for name in alone if not name.startswith("time/") and name != "member"]
+        assert {name: together[name] for name in names} == pytest.approx(
+            {n: alone[n] for n in names}, rel=1e-3, abs=1e-3
+        )
+    assert {name for row in rows[0] for name in row} >= {"eval/return_sampled", "gradient/relative_bias"}
+    for mode in ("greedy", "sampled"):
+        assert results[0][mode]["returns"] == results[1][mode]["returns"]

@@ -11,9 +11,11 @@ from agent.config import Config
 from agent.config_loader import load_config
 from agent.evaluation import evaluate
 from agent.policy import Policy, PolicyError
+from agent.training.callbacks import Callback
 from agent.training.trainer import train
 
 NAMES = {
+    "Callback": Callback,
     "Config": Config,
     "Policy": Policy,
     "PolicyError": PolicyError,

@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from plain_mlp import plain
+from test_gumbel_actor_critic import make_task
 from torch import Generator, Tensor
 
 import envs
-from agent.action_space import ActionSpace
+from agent.algorithms.reinforce import Reinforce
 from agent.config_loader import load_config
-from agent.normalizer import ObservationNormalizer
-from agent.reinforce import Reinforce
 from envs import Step
 
 GAMMA = 0.5
@@ -18,9 +16,7 @@ GAMMA = 0.5
 def make_learner(*overrides: str, num_envs: int = 1, obs_size: int = 1, num_choices: int = 2) -> Reinforce:
     settings = ["hidden_sizes=[8]", f"gamma={GAMMA}", f"env.num_envs={num_envs}", "reinforce.max_episode_steps=20"]
     config = load_config(None, ["env.id=Test-v0", "algorithm=reinforce", *settings, *overrides])
-    num_members = len(config.members())
-    normalizer = ObservationNormalizer(num_members, torch.zeros(obs_size, dtype=torch.bool), enabled=False)
-    return Reinforce(config, obs_size, ActionSpace((num_choices,)), normalizer, generator=Generator().manual_seed(0))
+    return Reinforce(config, make_task(config, (num_choices,), obs_size))
 
 
 def feed(learner: Reinforce, rewards: list, terminated: list, truncated: list, valid: list, obs: float = 0.0) -> None:
@@ -29,11 +25,11 @@ def feed(learner: Reinforce, rewards: list, terminated: list, truncated: list, v
     flags = [torch.tensor(x).view(shape) for x in (terminated, truncated, valid)]
     state = torch.full((*shape, 1), obs)
     action = torch.zeros(*shape, 1, dtype=torch.int64)
-    learner.observe(state, action, Step(state, torch.tensor(rewards).view(shape), flags[0], flags[1], state, flags[2]))
+    learner.store(state, action, Step(state, torch.tensor(rewards).view(shape), flags[0], flags[1], state, flags[2]))
 
 
 def usable_returns(learner: Reinforce) -> list[float]:
-    returns, usable = learner.monte_carlo_returns()
+    returns, usable = learner.monte_carlo_returns_()
     return sorted(returns[usable].tolist())
 
 
@@ -55,14 +51,14 @@ def test_without_an_ended_episode_nothing_moves() -> None:
     learner = make_learner()
     feed(learner, [1.0], [True], [False], [True])
     learner.update(torch.tensor(0.0))
-    before = learner.actor.mlp.flat.clone(), learner.baseline.flat.clone()
+    before = learner.actor.network.flat.clone(), learner.baseline.flat.clone()
     feed(learner, [1.0], [False], [False], [True])
     metrics = learner.update(torch.tensor(0.0))
-    assert torch.equal(learner.actor.mlp.flat, before[0]) and torch.equal(learner.baseline.flat, before[1])
+    assert torch.equal(learner.actor.network.flat, before[0]) and torch.equal(learner.baseline.flat, before[1])
     assert all(value.isnan().all() for value in metrics.values())
     feed(learner, [1.0], [True], [False], [True])
     metrics = learner.update(torch.tensor(0.0))
-    assert not torch.equal(learner.actor.mlp.flat, before[0]) and metrics["actor/entropy"] > 0
+    assert not torch.equal(learner.actor.network.flat, before[0]) and metrics["actor/entropy"] > 0
 
 
 def test_environments_end_their_episodes_independently() -> None:
@@ -85,7 +81,7 @@ def test_a_time_limit_adds_the_discounted_baseline_and_the_end_of_the_task_does_
     learner = make_learner()
     with torch.no_grad():
         learner.baseline.flat.zero_()
-        learner.baseline.views(learner.baseline.flat)["bias1"].fill_(3.0)
+        learner.baseline.tensors()["head.bias"].fill_(3.0)
     learner.return_scale.fill_(2.0)  # the baseline's output is in units of it
     for terminated, truncated, value in ((False, True, 1 + GAMMA * 6), (True, False, 1.0), (True, True, 1.0)):
         feed(learner, [1.0], [terminated], [truncated], [True])
@@ -98,13 +94,14 @@ def test_policy_gradient_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch
         "reinforce.baseline=false", "reinforce.normalize_returns=false", "reinforce.entropy_coefficient=0"
     )
     with torch.no_grad():
-        learner.actor.mlp.flat.normal_(generator=Generator().manual_seed(1))
+        learner.actor.network.flat.normal_(generator=Generator().manual_seed(1))
     for i, reward in enumerate((1.0, 5.0, -2.0)):
         feed(learner, [reward], [True], [False], [True], obs=float(i))
     returns, obs = torch.tensor([1.0, 5.0, -2.0]), torch.arange(3.0).view(1, 3, 1)
-    flat = learner.actor.mlp.flat.clone().requires_grad_()
-    log_pi = plain(learner.actor.mlp, flat, obs).log_softmax(-1)[0, :, 0]
-    (expected,) = torch.autograd.grad((-(returns - returns.mean()) * log_pi).mean(), flat)
+    weights = {name: p.clone().requires_grad_() for name, p in learner.actor.network.parameters.items()}
+    log_pi = learner.actor(obs, None, weights).log_softmax(-1)[0, :, 0, 0]
+    found = torch.autograd.grad((-(returns - returns.mean()) * log_pi).mean(), list(weights.values()))
+    expected = torch.cat([gradient.flatten(1) for gradient in found], 1)
     seen: list[Tensor] = []
     monkeypatch.setattr(learner.actor_optimizer, "step", lambda gradients, _: seen.append(gradients[0]))
     learner.update(torch.tensor(0.0))
@@ -118,13 +115,12 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
         [f"env.id={name}", "algorithm=reinforce", "hidden_sizes=[16]", "env.num_envs=4", "reinforce.rollout_steps=32"],
     )
     env = envs.make(name, 4)
-    normalizer = ObservationNormalizer(1, torch.ones(1, dtype=torch.bool))
-    learner = Reinforce(config, 1, ActionSpace((2,)), normalizer, generator=Generator().manual_seed(0))
+    learner = Reinforce(config, make_task(config, (2,), 1))
     obs = env.reset([0]).unsqueeze(0)
     for step_number in range(600):
-        action = learner.explore(obs, learner.draw_exploration(), uniform=False)
+        action = learner.act(obs)
         step = Step(*(x.unsqueeze(0) for x in env.step(action[0])))
-        learner.observe(obs, action, step)
+        learner.store(obs, action, step)
         if learner.updates_due(4 * (step_number + 1)):
             learner.update(torch.tensor(0.0))
         obs = step.obs
@@ -132,14 +128,14 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
     assert pi[0, 0] > 0.8 and pi[1, 1] > 0.8
 
 
-def test_episodes_ended_from_outside_are_as_those_a_time_limit_ends() -> None:
+def test_episodes_truncated_from_outside_are_as_those_a_time_limit_truncates() -> None:
     """The first environment's episode is under way, the second's has ended by itself, the third's step is a filler."""
     ends, valid = [False, True, False], [True, True, False]
     by_time_limit, from_outside = (make_learner(num_envs=3) for _ in range(2))
     feed(by_time_limit, [1.0, 1.0, 0.0], ends, [True, False, False], valid, obs=0.7)
     feed(from_outside, [1.0, 1.0, 0.0], ends, [False, False, False], valid, obs=0.7)
     assert not from_outside.ends[0, 0, 0]
-    from_outside.end_episodes(torch.full((1, 3, 1), 0.7))
+    from_outside.truncate_episodes_(torch.full((1, 3, 1), 0.7))
     for name in ("reward", "ends", "unused"):
         torch.testing.assert_close(getattr(from_outside, name), getattr(by_time_limit, name), rtol=0, atol=0)
     assert from_outside.reward[0, 0, 0] != 1.0  # bootstraps

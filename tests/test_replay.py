@@ -244,7 +244,7 @@ def test_episodes_ended_from_outside_are_as_those_a_time_limit_ends(frame_stack:
             truncated = at_cut & torch.tensor([[not cut, True]])
             made.add(frames, torch.zeros(1, 2, 1, dtype=torch.int64), torch.ones(1, 2), no, truncated, frames + 1, ~no)
             if cut and t == 4:
-                made.end_episodes()
+                made.truncate_episodes_()
         return made
 
     by_time_limit, from_outside = replay(cut=False).state(), replay(cut=True).state()

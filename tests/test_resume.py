@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was never stopped, bit for bit."""
+"""A run that was stopped and resumed is the run that was never stopped, bit for bit."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from agent import Policy, evaluation
 from agent.config import Config, ConfigError
 from agent.config_loader import flat, load_config
 from agent.exit_codes import Stopped
-from agent.state import capture, restore
+from agent.state import capture, restore_
 from agent.training.checkpoint import CheckpointError, sums
 from agent.training.loop import TrainingLoop
 from agent.training.resume import config_of_run, require_same
@@ -144,13 +144,13 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
         for i in iterations:
             loop.iterate(2 * i)
             if i == 25:
-                loop.begin_episodes(2 * i, seed=7)
+                loop.reset_environments(2 * i)
 
     first, second = loop(), loop()
     first.env.record_actions_()
     iterate(first, range(34))
     saved = capture(first.state())
-    restore(second.state(), saved)
+    restore_(second.state(), saved)
     if not first.env.has_state:
         assert len(first.env.journal()["env/actions"]) == 8
         second.env.repeat(first.env.journal())
@@ -162,17 +162,17 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
 
 
 def test_boundaries_come_from_the_config_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where an environment begins anew, its episode is no one's: the replay bootstraps, statistics leave it out."""
-    begun, begin_episodes = [], TrainingLoop.begin_episodes
+    """An episode that such a reset truncates counts in no statistics, and the replay bootstraps."""
+    resets, reset_environments = [], TrainingLoop.reset_environments
 
-    def begin_and_note(loop: TrainingLoop, env_steps: int, seed: int) -> None:
-        begun.append(env_steps)
-        begin_episodes(loop, env_steps, seed)
+    def reset_and_note(loop: TrainingLoop, env_steps: int) -> None:
+        resets.append(env_steps)
+        reset_environments(loop, env_steps)
 
-    monkeypatch.setattr(TrainingLoop, "begin_episodes", begin_and_note)
+    monkeypatch.setattr(TrainingLoop, "reset_environments", reset_and_note)
     run = train(short(tmp_path / "run", "env.id=Acrobot-v1", "evaluation.every_env_steps=120"))  # no episode ends
     assert not any("train/episode_return" in row for row in metrics(run))
-    assert begun == [50, 100]
+    assert resets == [50, 100]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["latest", "step_120"]
 
 
@@ -294,7 +294,7 @@ def test_without_checkpoints_nothing_is_written_and_the_user_is_told(
     tmp_path: Path, stop_at: Callable[[int], None]
 ) -> None:
     stop_at(20)
-    with pytest.raises(Stopped, match="there is nothing to go on from"):
+    with pytest.raises(Stopped, match="there is no checkpoint to resume"):
         train(short(tmp_path / "run", "checkpoint.every_env_steps=null"))
     assert not (tmp_path / "run" / "checkpoints").exists()
     run = train(short(tmp_path / "run", "checkpoint.every_env_steps=null"), resume=True)  # from the beginning

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from agent.schedules import ScheduleTable, scheduled
+from agent.config_loader import load_config
+from agent.schedules import Schedules, scheduled
 
 START, END = torch.tensor([4.0, 1.0]), torch.tensor([1.0, 1.0])
 
@@ -28,11 +29,15 @@ def test_unknown_schedule_is_an_error() -> None:
         scheduled("step", START, END, torch.tensor(0.0), 1.0)
 
 
-def test_table_holds_every_schedule_at_every_thousandth() -> None:
-    table = ScheduleTable([("linear", START, END, 1.0), ("constant", END, START, 1.0)])
+def test_every_schedule_is_read_at_every_thousandth() -> None:
+    settings = ["learning_rate=4", "learning_rate_end=0.25", "tau.schedule=constant", "tau.start=1"]
+    entropy = ["target_entropy.schedule=linear", "target_entropy.start=0.8", "target_entropy.fraction=0.5"]
+    schedules = Schedules(load_config(None, ["env.id=Test-v0", "seeds=2", *settings, *entropy]))
     for progress in (0.0, 0.25, 0.999, 1.0):
-        values = table(torch.tensor(progress))
-        torch.testing.assert_close(values[0], torch.tensor([4.0 - 3.0 * progress, 1.0]))
-        assert torch.equal(values[1], END)
-    assert torch.equal(table(torch.tensor(0.2504))[0], table(torch.tensor(0.25))[0])
-    assert torch.equal(table(torch.tensor(1.02)), table(torch.tensor(1.0)))  # environments that do not divide the run
+        learning_rate, tau, target_entropy = schedules(torch.tensor(progress))
+        torch.testing.assert_close(learning_rate, torch.full((2,), 4.0 - 3.0 * progress))
+        assert torch.equal(tau, torch.ones(2))
+        torch.testing.assert_close(target_entropy, torch.full((2,), 0.8 - 0.7 * min(1.0, 2 * progress)))
+    assert torch.equal(schedules(torch.tensor(0.2504)).learning_rate, schedules(torch.tensor(0.25)).learning_rate)
+    for beyond, end in zip(schedules(torch.tensor(1.02)), schedules(torch.tensor(1.0)), strict=True):
+        assert torch.equal(beyond, end)  # environments that do not divide the run

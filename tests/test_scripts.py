@@ -149,8 +149,12 @@ def test_compare_help_shows_a_command_for_every_way_to_choose(capsys: pytest.Cap
 @pytest.mark.parametrize(
     ("interruption", "code", "text"),
     [
-        (KeyboardInterrupt(), 130, "compare.py: stopped; the same command goes on"),
-        (Stopped(signal.SIGTERM, "stopped at step 5"), 143, "compare.py: stopped at step 5; the same command goes on"),
+        (KeyboardInterrupt(), 130, "compare.py: stopped; the same command trains the runs still missing"),
+        (
+            Stopped(signal.SIGTERM, "stopped at step 5"),
+            143,
+            "compare.py: stopped at step 5; the same command trains the runs still missing",
+        ),
     ],
 )
 def test_interrupted_comparison_says_how_to_go_on(
@@ -180,7 +184,7 @@ def test_a_stopped_run_ends_with_the_signals_code_and_the_command_that_goes_on(
     assert train.main([*SHORT, f"run_dir={run}", "--resume", "auto"]) == 143
     assert f"train.py: stopped at step 151 of 200; saved; python train.py --resume {run}" in capsys.readouterr().err
     assert train.main(["--resume", str(run)]) == 0
-    assert f"Goes on from step 151: {run}/checkpoints/step_151" in capsys.readouterr().out
+    assert f"Resumes at step 151: {run}/checkpoints/step_151" in capsys.readouterr().out
     assert train.main(["--resume", str(run)]) == 0
     assert "has come to its end; a larger total_env_steps" in capsys.readouterr().out
     assert train.main(["--resume", str(run), "learning_rate=1"]) == 2

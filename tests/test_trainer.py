@@ -13,8 +13,8 @@ from agent import Policy, PolicyError
 from agent.config import Config, ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
+from agent.seeding import PURPOSES, member_seeds
 from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
-from agent.training.setup import seed_streams
 from agent.training.trainer import Trainer, train
 from benchmarks.factored import final_returns
 from envs import Step, UserError
@@ -88,14 +88,14 @@ def test_another_seed_gives_another_run(tmp_path: Path) -> None:
 
 
 def test_every_random_stream_comes_from_the_seed_and_none_is_shared(tmp_path: Path) -> None:
-    streams = [seed_streams(short(tmp_path, f"seed={seed}")) for seed in (0, 1, 0)]
+    streams = [[member_seeds([seed], purpose) for purpose in PURPOSES] for seed in (0, 1, 0)]
     assert streams[0] == streams[2]
-    assert len({*streams[0].values(), *streams[1].values()}) == 8
+    assert len({number for stream in (streams[0], streams[1]) for (number,) in stream}) == 10
     draws = []
     for seed in (0, 1):
         with contextlib.ExitStack() as stack:
             trainer = Trainer(short(tmp_path / str(seed), f"seed={seed}"), stack)
-            draws.append(trainer.loop.learner.draw_exploration())
+            draws.append(trainer.loop.learner.noise_().estimator)
     assert not torch.equal(draws[0], draws[1])
 
 
@@ -130,9 +130,9 @@ def test_settings_train_to_the_end(tmp_path: Path, overrides: list[str]) -> None
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_saved_policy_is_normalised_as_the_actor_was(tmp_path: Path, algorithm: str) -> None:
     run = train(short(tmp_path / "run", f"algorithm={algorithm}", "actor.layer_norm=true"))
-    assert Policy.load(run).info.layer_norm
+    assert Policy.load(run).info.network.kwargs["layer_norm"]
     info = json.loads((run / "policy" / "final" / "policy.json").read_text())
-    del info["layer_norm"]  # as those saved before actors could be
+    info["network"]["kwargs"]["layer_norm"] = False
     (run / "policy" / "final" / "policy.json").write_text(json.dumps(info))
     with pytest.raises(PolicyError, match="do not fit the networks"):
         Policy.load(run)
@@ -148,7 +148,7 @@ def test_trains_on_a_gpu(tmp_path: Path, algorithm: str) -> None:
 def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     run = train(short(tmp_path / "run"))
     before = (run / "metrics.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="already holds a run; go on with it"):
+    with pytest.raises(ConfigError, match="already holds a run; resume it"):
         train(short(tmp_path / "run"))
     assert (run / "metrics.jsonl").read_bytes() == before
 

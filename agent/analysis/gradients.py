@@ -7,19 +7,20 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from agent.action_space import ActionSpace
 from agent.config import Config, EstimatorConfig
-from agent.critics import Critics, ReducedQ, make_critics, reduction
-from agent.estimators import gumbel_noise, make_estimator
-from agent.gradient_quality import Moments, moments, quality
-from agent.gumbel_actor_critic import NUM_CRITICS, unbiased_estimator
-from agent.networks import member_generators
+from agent.diagnostics.gradient_quality import Moments, estimated_gradient, moments, quality
+from agent.diagnostics.inspection import unbiased_estimator
+from agent.estimators import gumbel, make_estimator
+from agent.networks.heads import NUM_CRITICS, Critics, CriticsAt, make_critics, reduction
 from agent.policy import Policy
-from agent.weights import CRITICS_FILE, load_weights
+from agent.seeding import member_seeds
+from agent.weights import CRITICS_FILE, in_new_format, load_weights
 from envs import VectorEnvironment
 from envs.errors import UserError
+from envs.random_streams import RandomStreams
 
 TAUS = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
 BATCH_SIZES = (1, 4, 16, 64, 256, 1024)
@@ -35,19 +36,20 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
         raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
     if not path.is_file():
         raise UserError(f"{path}: no such file; --gradients needs the folder of a finished run of gumbel_actor_critic")
-    stored = load_weights(path)
-    generators = member_generators([0] * policy.num_members * NUM_CRITICS, 0)
+    if config.network.name != policy.info.network.name:
+        raise UserError(f"{run}: config.yaml names network.name={config.network.name}, the policy another one")
+    part = "joint." if config.critic.structure == "joint" else ""
+    stored = in_new_format(load_weights(path), new=part)
     actions = ActionSpace(policy.factored.num_choices)
-    critics = make_critics(
-        config.critic, policy.observations.size, actions, config.hidden_sizes, generators, NUM_CRITICS
-    )
+    critics = make_critics(config, (policy.observations.size,), actions, members=policy.seeds)
     num_members = len(config.members())
     rows = [c * num_members + member.member for c in range(NUM_CRITICS) for member in policy.info.members]
-    expected = {name: (NUM_CRITICS * num_members, *shape) for name, shape in critics.mlp.shapes.items()}
+    own = critics.network.tensors()
+    expected = {name: (NUM_CRITICS * num_members, *tensor.shape[1:]) for name, tensor in own.items()}
     if {name: tuple(weights.shape) for name, weights in stored.items()} != expected:
         raise UserError(f"{path}: the tensors do not fit the critics that config.yaml describes")
-    for name, view in critics.mlp.views(critics.mlp.flat).items():
-        view.copy_(stored[name][rows])
+    for name, tensor in own.items():
+        tensor.copy_(stored[name][rows])
     return critics
 
 
@@ -60,9 +62,9 @@ class States(NamedTuple):
 
 def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> States:
     """States that the policy comes by when it draws its actions, from all times of its episodes."""
-    policy.generator.manual_seed(seed)
+    policy.seed_(seed)
     visited: list[States] = []
-    obs = env.reset([seed]).unflatten(0, (policy.num_members, -1))
+    obs = env.reset(member_seeds(policy.seeds, "evaluation", seed)).unflatten(0, (policy.num_members, -1))
     for _ in range(NUM_STEPS):
         mask = None if env.masks is None else env.masks.obs.unflatten(0, (policy.num_members, -1)).clone()
         visited.append(States(obs.clone(), mask))
@@ -86,18 +88,21 @@ def gradient_report(
     `mse` is the mean squared error that the mean of so many draws has. Members count together. `microseconds`: one
     estimate at `batch_size` states of one member, without the critics' forward pass that the TD loss needs too.
     """
-    generator = Generator().manual_seed(seed)
+    streams = RandomStreams(member_seeds(policy.seeds, "inspection", seed))
     reduce = reduction(config.critic, critics)
     obs = policy.normalizer(states.obs)
     at_states = policy.actor(obs, states.mask)
-    logits, q = at_states.repeat(1, REPEATS, 1, 1), ReducedQ(critics, critics.encode(obs.repeat(1, REPEATS, 1)), reduce)
+    logits, q = (
+        at_states.repeat(1, REPEATS, 1, 1),
+        CriticsAt(critics, critics.encode(obs.repeat(1, REPEATS, 1)), reduce),
+    )
     none = torch.ones(policy.num_members)
-    truth = moments(unbiased_estimator(critics, reduce), q, logits, none, REPEATS, ROUNDS, generator)
+    truth = moments(unbiased_estimator(critics, reduce), q, logits, none, REPEATS, ROUNDS, streams)
     rows = []
     for settings in estimators(config.estimator, critics.is_multilinear):
         estimator = make_estimator(settings)
         for tau in taus(settings):
-            found = moments(estimator, q, logits, none * (tau or 1.0), REPEATS, ROUNDS, generator)
+            found = moments(estimator, q, logits, none * (tau or 1.0), REPEATS, ROUNDS, streams)
             together = quality(pooled(found), pooled(truth))
             rows.append(
                 {
@@ -140,7 +145,6 @@ def taus(settings: EstimatorConfig) -> list[float | None]:
     return [tau for tau in TAUS if settings.name != "reinmax" or tau >= 1]
 
 
-@torch.inference_mode()
 def cost(
     settings: EstimatorConfig,
     tau: float,
@@ -153,12 +157,12 @@ def cost(
     """Median of 20 timed estimates, in microseconds."""
     estimator = make_estimator(settings)
     rows = torch.arange(batch_size) % obs.shape[1]
-    logits, q = logits[:, rows], ReducedQ(critics, critics.encode(obs[:, rows]), reduce)
-    noise = gumbel_noise((estimator.num_samples, *logits.shape), Generator().manual_seed(0))
-    temperature = torch.full((len(obs), 1, 1, 1), tau)
+    logits, q = logits[:, rows], CriticsAt(critics, critics.encode(obs[:, rows]), reduce)
+    noise = gumbel(RandomStreams([0]).uniform(estimator.num_samples, *logits.shape)[0])
+    temperature = torch.full((len(obs),), tau)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
-        estimator.estimate(logits, temperature, noise, q)
+        estimated_gradient(estimator, q, logits, temperature, noise)
         seconds.append(time.perf_counter() - start)
     return 1e6 * float(np.median(seconds)) / len(obs)

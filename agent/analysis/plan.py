@@ -103,7 +103,7 @@ def name_of(path: str) -> str:
 
 
 def train_missing(configs: Sequence[Config], train: Callable[..., Path], announce: Callable[[str], None]) -> None:
-    """Trains those of the runs that are not finished; one that was broken off goes on where it was."""
+    """Trains those of the runs that are not finished; one that was stopped is resumed."""
     for number, config in enumerate(configs, 1):
         folder = Path(str(config.run_dir))
         if (folder / "result.json").is_file():

@@ -8,6 +8,7 @@ import torch
 
 from agent.evaluation import MAX_EPISODE_STEPS
 from agent.policy import Policy
+from agent.seeding import member_seeds
 from envs import UserError, VectorEnvironment
 
 
@@ -28,8 +29,8 @@ def record(policy: Policy, env: VectorEnvironment, folder: Path, seed: int, *, s
         raise UserError(f"{folder}: cannot make this folder for videos: {error.strerror}") from None
     member = policy.info.members[0]
     path = folder / f"{env.spec_id.replace('/', '-')}-seed{member.seed}-step{member.env_steps}-episode{seed}.mp4"
-    obs = env.reset([seed])
-    policy.generator.manual_seed(seed)
+    obs = env.reset(member_seeds(policy.seeds, "evaluation", seed))
+    policy.seed_(seed)
     frame = np.asarray(env.render()[0])
     height, width = frame.shape[:2]
     fps = env.render_fps

@@ -1,16 +1,35 @@
-"""Faster ways to run the same iteration: compiled to C++ on a CPU, replayed as CUDA graphs on a GPU."""
+"""Ways to run the functions of an iteration: as they are, compiled to C++ on a CPU, or as CUDA graphs on a GPU.
 
+Each is called as run(function, *args). The functions work on tensors that stay in place.
+"""
+
+import contextlib
+import logging
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Generator
+
+from agent.config import ConfigError
 
 COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 40 s and saves about a millisecond of each
 EAGER_CALLS = 3  # before a graph is captured: libraries set themselves up in the first calls
+
+Function = Callable[..., None]
+logger = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Runner(Protocol):
+    def __call__(self, function: Function, *args: Any) -> None:
+        """Does what function(*args) does."""
+
+
+def run_plain(function: Function, *args: Any) -> None:
+    function(*args)
 
 
 def pays_to_compile(num_updates: int) -> bool:
@@ -18,52 +37,88 @@ def pays_to_compile(num_updates: int) -> bool:
     return shutil.which(os.environ.get("CXX") or "g++") is not None and num_updates >= COMPILATION_PAYS_FROM
 
 
-def compiled(function: Callable[..., None]) -> Callable[..., None]:
-    """A function on tensors that stay in place, as one C++ program for the shapes of its first call.
+class Compiled:
+    """Runs each function as a C++ program for the shapes of its first call.
 
     Nothing about later calls is checked, as checking costs as much as a small update: they must agree with the first
-    in all but the values of tensors.
+    in all but the values of tensors. With `guards` it is checked, and a call that does not agree is an error.
+
+    Args:
+        must: a compiler that fails is an error; else the functions run as they are from then on, with a warning.
     """
+
+    def __init__(self, *, must: bool = False, guards: bool = False) -> None:
+        self.must, self.guards, self.has_failed = must, guards, False
+        self.programs: dict[Hashable, Function] = {}
+
+    def __call__(self, function: Function, *args: Any) -> None:
+        program = function if self.has_failed else self.programs.get(function)
+        if program is not None:
+            program(*args)
+            return
+        program = compiled(function, guards=self.guards)
+        try:
+            program(*args)
+        except Exception as error:  # whatever a compiler can fail with; nothing was run
+            reason = str(error).strip().splitlines()[0]
+            if self.must:
+                raise ConfigError(f"compile: got true, but that fails here: {reason}") from error
+            logger.warning("the run continues uncompiled, and slower (compile=false skips the attempt): %s", reason)
+            self.has_failed = True
+            function(*args)
+        else:
+            self.programs[function] = program
+
+
+def compiled(function: Function, *, guards: bool = False) -> Function:
+    """One function as a C++ program.  torch.compiler.reset() frees what it holds."""
     from torch._inductor.compile_fx import compile_fx  # seconds to import, needed by few
 
     def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
         # An object of its own for each function: what was compiled for one is never found by another.
         return compile_fx(graph, inputs, config_patches={"cpp_wrapper": True, "cpp.threads": 1})
 
-    options: dict[str, Any] = {"guard_filter_fn": lambda guards: [False] * len(guards)}
-    return torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)
+    options: dict[str, Any] = {} if guards else {"guard_filter_fn": lambda found: [False] * len(found)}
+    program = torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)
+    return failing_on_recompilation(program) if guards else program
+
+
+def failing_on_recompilation(program: Function) -> Function:
+    def run(*args: Any) -> None:
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            program(*args)
+
+    return run
 
 
 class CudaGraphs:
-    """Runs functions on tensors that stay in place as CUDA graphs, one for each combination of arguments.
+    """Runs functions as CUDA graphs, one for each combination of arguments.
 
-    A graph repeats the kernels of the call that it was captured from without Python between them. The numbers are
-    those of a plain call: random draws go on from where `generators` stand.
+    A graph repeats the kernels of the call that it was captured from without Python between them.
     """
 
-    def __init__(self, generators: Sequence[Generator]) -> None:
-        self.generators = generators
+    def __init__(self) -> None:
         self.num_calls: Counter[Hashable] = Counter()
         self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self.stream = torch.cuda.Stream()
 
-    def __call__(self, function: Callable[..., None], *args: Hashable) -> None:
+    def __call__(self, function: Function, *args: Hashable) -> None:
         key = (function, *args)
         self.num_calls[key] += 1
         if self.num_calls[key] <= EAGER_CALLS:
-            self.stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self.stream):
+            with self.on_own_stream():
                 function(*args)
-            torch.cuda.current_stream().wait_stream(self.stream)
             return
         if key not in self.graphs:
             graph = torch.cuda.CUDAGraph()
-            for generator in self.generators:
-                graph.register_generator_state(generator)
             with torch.cuda.graph(graph, stream=self.stream):  # records, does not run
                 function(*args)
-            # Up to PyTorch 2.12 beginning a capture zeroes the generators' offset, by a kernel on its stream that the
-            # graph does not hold; a replay sets it on this one, which must come second.
-            torch.cuda.current_stream().wait_stream(self.stream)
             self.graphs[key] = graph
         self.graphs[key].replay()
+
+    @contextlib.contextmanager
+    def on_own_stream(self) -> Iterator[None]:
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self.stream)

@@ -31,7 +31,7 @@ class EpisodeStatistics:
         return {"running": self.running, "ended": self.ended, "num_ended": self.num_ended}
 
     def read(self) -> dict[str, np.ndarray]:
-        """Means per member, NaN where no episode ended; starts anew."""
+        """Means per member, NaN where no episode ended; starts over."""
         means = (self.ended / self.num_ended).cpu().numpy()
         self.ended.zero_()
         self.num_ended.zero_()
@@ -58,7 +58,7 @@ class MetricMeans:
         return {"total": self.total, "count": self.count}
 
     def read(self) -> dict[str, np.ndarray]:
-        """The means, NaN where there are none; starts anew."""
+        """The means, NaN where there are none; starts over."""
         means = (self.total / self.count).cpu().numpy()
         self.total.zero_()
         self.count.zero_()
@@ -80,6 +80,6 @@ class Milestones:
         """The next one is after so many steps."""
         self.next = (env_steps // self.every + 1) * self.every
 
-    def go_on(self, env_steps: int, saved: int) -> None:
+    def resume(self, env_steps: int, saved: int) -> None:
         """As after so many steps: from where the next one was, if it lies on this grid."""
         self.next = saved if saved and saved % self.every == 0 else -(-env_steps // self.every) * self.every

@@ -1,6 +1,6 @@
 """Checkpoints: the full training state of a run in safetensors and JSON, each whole or not there at all.
 
-    checkpoints/step_20000/state.safetensors    every tensor that training changes, and where each random stream stands
+    checkpoints/step_20000/state.safetensors    every tensor that training changes, random streams included
     checkpoints/step_20000/checkpoint.json      counters, config, versions
     checkpoints/step_20000/SHA256SUMS           of both, as sha256sum has them
     checkpoints/latest                          the name of the newest
@@ -24,10 +24,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Generator, Tensor
+from torch import Tensor
 
 from agent.policy import MemberInfo
-from agent.state import value_of
 from envs.errors import UserError
 
 FOLDER, LATEST = "checkpoints", "latest"
@@ -47,14 +46,14 @@ class CheckpointInfo(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
     )
-    format: Literal[2] = 2
+    format: Literal[3] = 3
     env_steps: int = Field(ge=0)  # of a member
     num_updates: int = Field(ge=0)
     milestones: dict[str, int]  # where the next log line, evaluation, … is due
     elapsed_seconds: float = Field(ge=0)
     metrics_bytes: int = Field(ge=0)  # of metrics.jsonl
     mean_return: float | None  # over members, greedy, of the last evaluation
-    failed: dict[int, int]  # members whose parameters are no numbers any more: since which step
+    failed: dict[int, int]  # members with parameters that are not finite: since which step
     best: list[MemberInfo]
     wandb_id: str | None
     wandb_step: int
@@ -96,8 +95,8 @@ class CheckpointWriter:
     def try_to_write(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         try:
             self.write(info, tensors)
-        except OSError as error:  # the run goes on: what it has saved before is still there
-            logger.warning("no checkpoint at step %d, training goes on: %s", info.env_steps, error)
+        except OSError as error:  # the run continues: what it has saved before still exists
+            logger.warning("no checkpoint at step %d, training continues: %s", info.env_steps, error)
         except Exception as error:  # of ours: the training thread raises it
             self.failure = error
 
@@ -208,6 +207,11 @@ def read_info(folder: Path) -> CheckpointInfo:
         return CheckpointInfo.model_validate_json(path.read_bytes())
     except ValidationError as error:
         fault = error.errors()[0]
+        if fault["loc"] == ("format",):
+            raise CheckpointError(
+                f"{path}: is of format {fault['input']}, this version resumes format 3; the policies of the run can "
+                f"still be evaluated and compared; {instead(folder)}"
+            ) from None
         where = ".".join(map(str, fault["loc"]))
         raise CheckpointError(f"{path}: {where + ': ' if where else ''}{fault['msg']}; {instead(folder)}") from None
     except (OSError, RecursionError) as error:
@@ -217,17 +221,17 @@ def read_info(folder: Path) -> CheckpointInfo:
 def instead(folder: Path) -> str:
     """What to do without this checkpoint."""
     others = [path.name for _, _, path in found(folder.parent) if path != folder]
-    go_on = f"the run goes on from {others[-1]}" if others else "the run begins anew"
-    return f"remove {folder} and {go_on}"
+    next_time = f"the run resumes from {others[-1]}" if others else "the run starts over"
+    return f"remove {folder} and {next_time}"
 
 
-def require_fit(checkpoint: Checkpoint, state: Mapping[str, Tensor | Generator]) -> None:
+def require_fit(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> None:
     """CheckpointError where the tensors are not those of this run, by name, shape or type."""
     path = checkpoint.folder / TENSORS
-    for name, value in state.items():
+    for name, own in state.items():
         if name not in checkpoint.tensors:
             raise CheckpointError(f"{path}: lacks '{name}'; it was written by another version of this project")
-        saved, own = checkpoint.tensors[name], value_of(value)
+        saved = checkpoint.tensors[name]
         if (saved.shape, saved.dtype) != (own.shape, own.dtype):
             raise CheckpointError(
                 f"{path}: {name}: expected {own.dtype} {list(own.shape)}, found {saved.dtype} {list(saved.shape)}"

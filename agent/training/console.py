@@ -28,7 +28,7 @@ SAVED = {
     "config.yaml": "every setting of the run",
     "metrics.jsonl": "every metric, one line per member",
     "result.json": "the returns above, episode by episode",
-    "checkpoints": "full states of the run: train.py --resume goes on from them",
+    "checkpoints": "full states of the run, for train.py --resume",
     "critics.safetensors": "the critics at the end, for evaluate.py --gradients",
     "policy/final": "the policies at the end",
     "policy/best": "the policies at each member's best evaluation",
@@ -40,7 +40,7 @@ class Console:
     """Shows how far a run is and its newest metrics."""
 
     def __init__(self, config: Config, first_env_step: int = 0, output: Output | None = None) -> None:
-        """`first_env_step`: that a run goes on from."""
+        """`first_env_step`: at which a run resumes."""
         self.output = output or Output()
         self.first_env_step = first_env_step
         self.title = f"{config.env.id} | {config.algorithm}"

@@ -1,4 +1,4 @@
-"""What a run that goes on must agree in with the run that it was."""
+"""What a resumed run must agree in with the run that it was."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ FREE = ("total_env_steps", "num_threads", "device", "compile_guards", "run_dir",
 
 
 def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | None:
-    """The newest checkpoint of a run that this config may go on with; None where there is none yet.
+    """The newest checkpoint of a run that this config may resume; None where there is none yet.
 
     ConfigError where the config is not the run's, with every key that differs.
     """
@@ -74,7 +74,7 @@ def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> Non
     if differing:
         listed = "\n".join(f"  {key}: {saved[key]!r} there, {own[key]!r} here" for key in differing)
         raise ConfigError(
-            f"{run_dir} cannot go on with this config, other settings would make it another run:\n{listed}\n"
+            f"{run_dir} cannot be resumed with this config, other settings would make it another run:\n{listed}\n"
             f"only total_env_steps, {', '.join(FREE[1:4])}, checkpoint.keep and wandb.* may change"
         )
 

@@ -71,7 +71,7 @@ def require_new(run_dir: Path) -> None:
     """ConfigError where the folder holds a run."""
     if (run_dir / "config.yaml").exists():
         raise ConfigError(
-            f"run_dir: {run_dir} already holds a run; go on with it (train.py --resume {run_dir}), choose another "
+            f"run_dir: {run_dir} already holds a run; resume it (train.py --resume {run_dir}), choose another "
             "folder or remove it"
         )
 

@@ -1,25 +1,13 @@
-"""What a run is made of before it begins: random streams, device, environments."""
+"""What a run is made of before it begins: device, environments."""
 
 import os
 import shutil
 
-import numpy as np
 import torch
 
 import envs
 from agent.config import Config, ConfigError
 from envs import VectorEnvironment
-
-
-def seed_streams(config: Config) -> dict[str, int]:
-    """Disjoint seeds, all from the run's one; inspection is that of the gradients, learner noise and replay."""
-    names = ("learner", "environments", "evaluation", "inspection")
-    states = np.random.SeedSequence(config.seed).spawn(len(names))
-    return {name: int(s.generate_state(1)[0] >> 1) for name, s in zip(names, states, strict=True)}
-
-
-def derived_seed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
 
 
 def select_device(config: Config) -> torch.device:
@@ -36,10 +24,12 @@ def select_device(config: Config) -> torch.device:
 
 
 def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvironment:
-    env = config.env
+    """`num_envs` environments for each member."""
+    env, num_members = config.env, len(config.members())
     return envs.make(
         env.id,
-        num_envs,
+        num_members * num_envs,
+        num_members=num_members,
         kwargs=env.kwargs,
         action_bins=env.action_bins,
         vectorization_mode=env.vectorization_mode,

@@ -104,7 +104,7 @@ class Tracker:
             yield
         except Exception as error:  # whatever it is: a mirror never ends a run
             self.wandb_run = None
-            logger.warning("W&B is off from here on, metrics.jsonl goes on: %s", in_one_line(error))
+            logger.warning("W&B is off from here on, metrics.jsonl continues: %s", in_one_line(error))
 
 
 def log_comparison(
@@ -158,7 +158,7 @@ def start_wandb(
     """A W&B run, or None where the mode is disabled; its files land in the folder.
 
     Args:
-        resumed: id and next step of the run to go on with; what it has logged from there on is taken back.
+        resumed: id and next step of the run to resume; what it has logged from there on is taken back.
     """
     wanted: str = settings.mode
     if wanted == "auto":

@@ -1,6 +1,7 @@
 """The run: collect, learn, evaluate, log, save."""
 
 import contextlib
+import copy
 import json
 import logging
 import time
@@ -14,32 +15,36 @@ import torch
 from agent.config import Config
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
-from agent.gumbel_actor_critic import GumbelActorCritic
+from agent.metrics import METRICS
 from agent.policy import MemberInfo, Policy, describe_policy
-from agent.state import State, capture, named, restore, value_of
+from agent.seeding import member_seeds
+from agent.state import State, capture, named, restore_
 from agent.training.accumulators import Milestones
+from agent.training.callbacks import Callback, Callbacks, CheckpointView, EvaluationView, step_view
 from agent.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointWriter, require_fit
 from agent.training.console import Console
 from agent.training.loop import TrainingLoop
 from agent.training.resume import checkpoint_of, is_finished
 from agent.training.run_dir import make_run_dir, next_commands, require_new, sole_writer, write_atomically
-from agent.training.setup import derived_seed, make_env, seed_streams, select_device
+from agent.training.setup import make_env, select_device
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
-from agent.weights import save_critics
+from agent.weights import save_weights
 from envs import UserError, VectorEnvironment
+from envs.random_streams import RandomStreams
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
 
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, *, resume: bool = False) -> Path:
+def train(config: Config, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
     """Trains all members of a config to the end; returns the run folder.
 
     Args:
-        resume: goes on with the run in `config.run_dir` where there is one.
+        resume: resumes the run in `config.run_dir` where there is one.
+        callbacks: are called on the way and may stop the run.
 
     Raises:
         UserError: the config cannot be run.
@@ -48,7 +53,7 @@ def train(config: Config, *, resume: bool = False) -> Path:
     if resume and is_finished(config):
         return Path(str(config.run_dir))
     with contextlib.ExitStack() as stack:
-        trainer = Trainer(config, stack, resume=resume)
+        trainer = Trainer(config, stack, resume=resume, callbacks=callbacks)
         trainer.run()
     return trainer.run_dir
 
@@ -56,23 +61,29 @@ def train(config: Config, *, resume: bool = False) -> Path:
 class Trainer:
     """One run of a population. Members lie along the first axis of everything."""
 
-    def __init__(self, config: Config, stack: contextlib.ExitStack, *, resume: bool = False) -> None:
-        self.config = config
+    def __init__(
+        self,
+        config: Config,
+        stack: contextlib.ExitStack,
+        *,
+        resume: bool = False,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.config, self.callbacks = config, Callbacks(callbacks)
         self.device = select_device(config)
         torch.set_num_threads(config.num_threads)
         # Adam's moments of a parameter without gradient decay into denormals, each a hundred times slower to multiply.
         torch.set_flush_denormal(True)
         self.members = config.members()
         self.num_members, self.num_envs = len(self.members), config.env.num_envs
-        self.seeds = seed_streams(config)
-        num_envs = len(self.members) * self.num_envs
-        self.env = stack.enter_context(contextlib.closing(make_env(config, num_envs, self.device)))
-        evaluation_envs = num_parallel_envs(self.num_members, config.evaluation.episodes)
+        self.seeds = [member.seed for member in self.members]
+        self.env = stack.enter_context(contextlib.closing(make_env(config, self.num_envs, self.device)))
+        evaluation_envs = num_parallel_envs(config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
         if self.has_checkpoints:
             self.env.record_actions_()
-        self.loop = TrainingLoop(config, self.env, self.device, self.seeds["environments"], self.seeds["learner"])
+        self.loop = TrainingLoop(config, self.env, self.device)
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
@@ -80,7 +91,7 @@ class Trainer:
         self.policy = Policy(describe_policy(config, self.env, infos), self.device)
         self.best = Policy(self.policy.info, self.device)
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
-        self.inspection_generator = torch.Generator(self.device).manual_seed(self.seeds["inspection"])
+        self.inspection_streams = RandomStreams(member_seeds(self.seeds, "inspection"), self.device)
         self.milestones = {
             "inspect": Milestones(None, config.total_env_steps, parts=50),
             "log": Milestones(config.log_every_env_steps, config.total_env_steps, parts=100),
@@ -89,7 +100,7 @@ class Trainer:
         }
         self.env_steps, self.training_seconds, self.logged_env_steps, self.logged_updates = 0, 0.0, 0, 0
         self.mean_return: float | None = None  # over members, greedy, of the last evaluation
-        self.failed: dict[int, int] = {}  # members whose parameters are no numbers any more: since which step
+        self.failed: dict[int, int] = {}  # members with parameters that are not finite: since which step
         self.saved_at: int | None = None
         self.refills_replay = self.has_checkpoints and self.replay_is_too_large()
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
@@ -101,29 +112,30 @@ class Trainer:
             require_new(self.run_dir)
         checkpoint = checkpoint_of(config, self.run_dir, self.device.type) if resume else None
         if checkpoint is not None:
-            self.restore(checkpoint)  # first: what cannot go on is left as it was
+            self.restore(checkpoint)  # first: a run that cannot be resumed is left as it was
         write_atomically(self.run_dir / "config.yaml", config.to_yaml())
         (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
         self.console = stack.enter_context(Console(config, self.env_steps))
-        self.tracker = stack.enter_context(Tracker(self.run_dir, config, checkpoint and checkpoint.info))
+        self.tracker = stack.enter_context(
+            Tracker(self.run_dir, config, checkpoint and checkpoint.info, METRICS | dict(self.loop.learner.metrics))
+        )
         self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
         stack.callback(self.checkpoints.wait)
         self.stop = stack.enter_context(StopSignals())
         if checkpoint is not None:
-            self.console.message(f"Goes on from step {self.env_steps}: {checkpoint.folder}")
+            self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
         if self.loop.compiles:
             stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
 
     def replay_is_too_large(self) -> bool:
         """Whether it stays out of the checkpoints; then the user is told."""
-        replay = [value_of(value) for name, value in self.loop.state().items() if name.startswith(REPLAY)]
-        gib = sum(value.nbytes for value in replay) / 2**30
+        gib = sum(x.nbytes for name, x in self.loop.state().items() if name.startswith(REPLAY)) / 2**30
         is_too_large = gib > self.config.checkpoint.replay_gib
         if is_too_large:
             logger.warning(
-                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and goes on, it is "
-                "filled anew",
+                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and resumed, it "
+                "starts empty",
                 gib,
             )
         return is_too_large
@@ -134,48 +146,54 @@ class Trainer:
             while self.env_steps < self.config.total_env_steps:
                 self.look()
                 self.pass_boundary()
+                if self.callbacks.wants_stop:
+                    break
                 self.stop.check()
                 self.iterate()
-            self.save()  # a longer run goes on from here
+            self.save()  # a longer run resumes here
             self.loop.conclude(self.env_steps)
             self.look()
             self.finish()
         except Stopped as stopped:
             raise self.leave(stopped) from None
         except OSError as error:
-            how = f"once it can, python train.py --resume {self.run_dir} goes on"
+            how = f"once it can, python train.py --resume {self.run_dir} continues the run"
             raise UserError(f"{self.run_dir} cannot be written: {error}; {how}") from error
 
     def iterate(self) -> None:
         clock = time.perf_counter()
+        obs = self.loop.obs.clone() if self.callbacks.watch_steps else None
         self.loop.iterate(self.env_steps)
         self.env_steps += self.num_envs
         if self.milestones["log"].is_due(self.env_steps):
             self.loop.wait()
         self.training_seconds += time.perf_counter() - clock
+        if obs is not None:
+            self.callbacks.call("on_step", step_view(self.env_steps, obs, self.loop.action, self.loop.transition))
 
     def look(self) -> None:
         """What is due after the steps so far, each once: gradients, log line, evaluation."""
-        if self.milestones["log"].is_due(self.env_steps) or self.milestones["evaluate"].is_due(self.env_steps):
+        inspect, log, evaluate = (self.milestones[name] for name in ("inspect", "log", "evaluate"))
+        if log.is_due(self.env_steps) or evaluate.is_due(self.env_steps):
             self.look_for_failures()
-        if self.milestones["inspect"].is_due(self.env_steps):
-            self.milestones["inspect"].advance(self.env_steps)
+        if inspect.is_due(self.env_steps):
+            inspect.advance(self.env_steps)
             if self.loop.num_updates:
-                self.gradients = self.loop.inspect_gradients(self.inspection_generator)
-        if self.milestones["log"].is_due(self.env_steps):
-            self.milestones["log"].advance(self.env_steps)
+                self.gradients = self.loop.inspect_gradients(self.inspection_streams)
+        if log.is_due(self.env_steps):
+            log.advance(self.env_steps)
             self.log()
-        if self.milestones["evaluate"].is_due(self.env_steps):
+        if evaluate.is_due(self.env_steps):
             self.evaluate()
-            self.milestones["evaluate"].advance(self.env_steps)  # only now: a signal may cut it short
+            evaluate.advance(self.env_steps)  # only now: a signal may cut it short
 
     def look_for_failures(self) -> None:
-        """Gives up members whose parameters are not finite any more; the others go on. UserError where none is left."""
+        """Drops members with parameters that are not finite; the others continue. UserError where none is left."""
         for member in torch.nonzero(~self.loop.learner.are_finite()).flatten().tolist():
             if member not in self.failed:
                 self.failed[member] = self.env_steps
                 logger.warning(
-                    "member %d (seed %d) is given up at step %d: its parameters are not finite; its policy stays that "
+                    "member %d (seed %d) is dropped at step %d: its parameters are not finite; its policy stays that "
                     "of its last evaluation",
                     member,
                     self.members[member].seed,
@@ -183,7 +201,7 @@ class Trainer:
                 )
         if len(self.failed) == self.num_members:
             raise UserError(
-                f"{self.run_dir}: no member's parameters are finite any more, at step {self.env_steps}; a smaller "
+                f"{self.run_dir}: no member has finite parameters at step {self.env_steps}; a smaller "
                 "learning_rate or max_grad_norm may help, or other rewards"
             )
 
@@ -191,13 +209,16 @@ class Trainer:
         return [member for member in range(self.num_members) if member not in self.failed]
 
     def pass_boundary(self) -> None:
-        """A checkpoint at steps that the config alone decides; environments that cannot be saved begin anew there."""
-        if self.has_checkpoints and self.milestones["checkpoint"].is_due(self.env_steps):
-            self.milestones["checkpoint"].advance(self.env_steps)
-            if not self.env.has_state:
-                self.loop.begin_episodes(self.env_steps, derived_seed(self.seeds["environments"], self.env_steps))
-            self.saved_at = None
-            self.save()
+        """A checkpoint at steps that the config alone decides; environments that cannot be saved are reset there."""
+        checkpoint = self.milestones["checkpoint"]
+        if not self.has_checkpoints or not checkpoint.is_due(self.env_steps):
+            return
+        checkpoint.advance(self.env_steps)
+        if not self.env.has_state:
+            self.loop.reset_environments(self.env_steps)
+        self.saved_at = None
+        self.save()
+        self.callbacks.call("on_checkpoint", CheckpointView(self.env_steps, self.run_dir))
 
     def save(self) -> None:
         """Writes a checkpoint beside the training, unless there is one of this very state."""
@@ -224,14 +245,14 @@ class Trainer:
         self.saved_at = self.env_steps
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Goes on from where the checkpoint was written."""
+        """Brings everything to where it was when the checkpoint was written."""
         info, tensors = checkpoint.info, checkpoint.tensors
         require_fit(checkpoint, self.state())
-        restore(self.state(), tensors)
+        restore_(self.state(), tensors)
         if not self.env.has_state:
             self.repeat_steps(checkpoint)
-        if self.refills_replay and isinstance(self.loop.learner, GumbelActorCritic):
-            self.loop.learner.learns_from += info.env_steps
+        if self.refills_replay:
+            self.loop.learner.refill_replay_(info.env_steps)
         self.gradients = {
             name.removeprefix("gradients/"): tensor.to(self.device)
             for name, tensor in tensors.items()
@@ -242,17 +263,17 @@ class Trainer:
         self.started -= info.elapsed_seconds
         self.mean_return, self.failed = info.mean_return, dict(info.failed)
         for name, milestones in self.milestones.items():
-            milestones.go_on(info.env_steps, info.milestones.get(name, 0))
+            milestones.resume(info.env_steps, info.milestones.get(name, 0))
         self.best.info = self.best.info.model_copy(update={"members": info.best})
         if info.best[0].eval_return is not None:
             self.best.save(self.run_dir / "policy" / "best")
 
     def repeat_steps(self, checkpoint: Checkpoint) -> None:
-        """Brings environments that cannot be saved to where they were, by the actions since they last began anew."""
+        """Brings environments that cannot be saved to where they were, by the actions since their last reset."""
         obs = self.env.repeat(checkpoint.tensors)
         if not torch.equal(self.loop.by_member(obs), self.loop.obs):
             logger.warning(
-                "%s is not deterministic given its seed: the run goes on, but not as if it had never stopped",
+                "%s is not deterministic given its seed: the run continues, but not as if it had never stopped",
                 self.env.spec_id,
             )
 
@@ -262,16 +283,16 @@ class Trainer:
         if self.refills_replay:
             state = {name: value for name, value in state.items() if not name.startswith(REPLAY)}
         policies = named("policy", dict(self.policy.tensors())) | named("best", dict(self.best.tensors()))
-        return state | policies | {"random_of_inspection": self.inspection_generator}
+        return state | policies | named("inspection", self.inspection_streams.state())
 
     def leave(self, stopped: Stopped) -> Stopped:
         """Saves what is done; what to tell the user."""
         if self.env_steps < self.config.total_env_steps:
             self.save()
         self.checkpoints.wait()
-        how = f"saved; python train.py --resume {self.run_dir} goes on"
+        how = f"saved; python train.py --resume {self.run_dir} continues the run"
         if not self.has_checkpoints:
-            how = "checkpoint.every_env_steps=null: there is nothing to go on from"
+            how = "checkpoint.every_env_steps=null: there is no checkpoint to resume"
         return Stopped(stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}; {how}")
 
     def log(self) -> None:
@@ -316,14 +337,15 @@ class Trainer:
             if old.eval_return is None or float(new.eval_return or 0.0) >= old.eval_return
         ]
         if improved:
-            self.best.take_members(self.policy, improved)
+            self.best.take_members_(self.policy, improved)
             self.best.save(self.run_dir / "policy" / "best")
+        self.callbacks.call("on_evaluation", EvaluationView(self.env_steps, copy.deepcopy(members)))
 
     def evaluate_policy(self, env: VectorEnvironment, num_episodes: int) -> list[dict[str, Any]]:
         """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        self.policy.copy_from(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
-        seed = derived_seed(self.seeds["evaluation"], self.env_steps, num_episodes)
-        members = evaluate_members(self.policy, env, num_episodes, seed, MODES, self.stop.check)
+        self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
+        numbers = (self.env_steps, num_episodes)
+        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, self.stop.check)
         self.policy.record_evaluation(self.env_steps, [member["greedy"]["mean"] for member in members])
         return members
 
@@ -331,15 +353,13 @@ class Trainer:
         """The last evaluation, on fresh environments; writes the final policy and result.json."""
         wall_seconds = time.perf_counter() - self.started
         num_episodes = self.config.evaluation.final_episodes
-        count = num_parallel_envs(self.num_members, num_episodes)
-        with contextlib.closing(make_env(self.config, count, self.device)) as env:
+        with contextlib.closing(make_env(self.config, num_parallel_envs(num_episodes), self.device)) as env:
             members = self.evaluate_policy(env, num_episodes)
         for member, env_steps in self.failed.items():
             members[member]["failed_at_env_steps"] = env_steps
         self.policy.save(self.run_dir / "policy" / "final")
-        if isinstance(self.loop.learner, GumbelActorCritic):
-            critics = self.loop.learner.critics.mlp
-            save_critics(critics.views(critics.flat), self.run_dir)
+        for file, tensors in self.loop.learner.weights_to_save().items():
+            save_weights(tensors, self.run_dir / file)
         result = {
             "env_id": self.config.env.id,
             "env_steps": self.env_steps,

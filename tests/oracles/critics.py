@@ -1,4 +1,4 @@
-"""Critics: Q(s, a) at one-hot and at relaxed actions, and its gradients, by hand as those of the networks.
+"""Critics with their derivatives by hand: Q(s, a) at one-hot and at relaxed actions, and its gradients.
 
 Critic c of member p is row c * P + p of the network.
 """
@@ -9,13 +9,13 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.nn import functional as F
 
-from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import CriticConfig
-from agent.networks import PopulationMLP
+from oracles import losses
+from oracles.networks import PopulationMLP
 
 
 class Evaluation(NamedTuple):
@@ -141,27 +141,19 @@ def make_critics(
     obs_size: int,
     actions: ActionSpace,
     hidden_sizes: Sequence[int],
-    generators: Sequence[Generator],
+    num_rows: int,
     num_critics: int,
-    device: torch.device | str = "cpu",
 ) -> Critics:
     """Critics of the structure that a config names."""
     num_values = actions.num_factors * actions.width
 
     def mlp(num_in: int, num_out: int) -> PopulationMLP:
-        return PopulationMLP([num_in, *hidden_sizes, num_out], generators, device, layer_norm=config.layer_norm)
+        return PopulationMLP([num_in, *hidden_sizes, num_out], num_rows, layer_norm=config.layer_norm)
 
     if config.structure == "joint":
         return JointCritic(mlp(obs_size + num_values, 1), actions, num_critics)
     rank = config.rank if config.structure == "multilinear" and actions.num_factors > 1 else 0
     return MultilinearCritic(mlp(obs_size, num_values * (1 + rank)), actions, num_critics, rank)
-
-
-def reduction(config: CriticConfig, critics: Critics) -> str:
-    """How they become one value: min or mean."""
-    if config.reduce != "auto":
-        return config.reduce
-    return "mean" if critics.is_multilinear else "min"
 
 
 class ReducedQ(NamedTuple):

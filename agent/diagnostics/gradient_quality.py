@@ -7,9 +7,10 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
-from agent.estimators import ActionValue, Estimator, gumbel_noise
+from agent.estimators import ActionValue, Estimator, gumbel
+from envs.random_streams import RandomStreams
 
 
 class Moments(NamedTuple):
@@ -41,6 +42,20 @@ class GradientQuality(NamedTuple):
         return self.relative_bias.square() + self.relative_variance / batch_size
 
 
+def estimated_gradient(
+    estimator: Estimator,
+    q: ActionValue,
+    logits: Float[Tensor, "P B K N"],
+    tau: Float[Tensor, " P"],
+    noise: Float[Tensor, "S P B K N"],
+) -> Float[Tensor, "P B K N"]:
+    """One draw of the estimator: the gradient of its surrogate with respect to the logits."""
+    logits = logits.detach().requires_grad_()
+    with torch.enable_grad():
+        surrogate = estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise, q)
+    return torch.autograd.grad(surrogate.sum(), logits)[0]
+
+
 def moments(
     estimator: Estimator,
     q: ActionValue,
@@ -48,28 +63,28 @@ def moments(
     tau: Float[Tensor, " P"],
     repeats: int,
     rounds: int,
-    generator: Generator,
+    streams: RandomStreams,
 ) -> Moments:
     """Mean and variance over R * `rounds` draws at each of B states.
 
     Args:
         q, logits: of B states, all of them R = `repeats` times in a row along the axis of the batch.
+        streams: a row a member.
     """
-    if estimator.num_samples == 0:
-        rounds = 1
-    shape = (estimator.num_samples, *logits.shape)
+    is_random = estimator.num_samples > 0
+    rounds = rounds if is_random else 1
     total = torch.zeros_like(logits.unflatten(1, (repeats, -1))[:, 0])
     total_square = torch.zeros_like(total)
     for _ in range(rounds):
-        noise = gumbel_noise(shape, generator, logits.device)
-        gradient = estimator.estimate(logits, tau.view(-1, 1, 1, 1), noise, q).gradient.unflatten(1, (repeats, -1))
+        noise = gumbel(streams.uniform(estimator.num_samples, *logits.shape[1:])).transpose(0, 1)
+        gradient = estimated_gradient(estimator, q, logits, tau, noise).unflatten(1, (repeats, -1))
         total += gradient.sum(1)
         total_square += gradient.square().sum(1)
     num_draws = repeats * rounds
     mean = total / num_draws
     spread = (total_square / num_draws - mean.square()).clamp(min=0).sum((1, 2, 3))
-    deterministic = estimator.num_samples == 0  # then a spread is rounding
-    return Moments(mean, spread * 0 if deterministic else spread * num_draws / max(1, num_draws - 1), num_draws)
+    variance = spread * num_draws / max(1, num_draws - 1) if is_random else torch.zeros_like(spread)  # else rounding
+    return Moments(mean, variance, num_draws)
 
 
 def quality(of: Moments, truth: Moments) -> GradientQuality:

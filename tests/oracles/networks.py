@@ -1,49 +1,26 @@
-"""Population-batched networks: R independent MLPs as one, their parameters in one [R, F] buffer.
-
-One buffer makes the optimizer, gradient clipping and target averaging a handful of operations whatever the number of
-layers and members. Row r holds all parameters of network r: member p of the actor is row p, critic c of member p is
-row c * P + p.
-"""
+"""Networks with their derivatives by hand: R multilayer perceptrons side by side."""
 
 import math
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Generator, Tensor
+from torch import Tensor
 
 from agent.action_space import ActionSpace
 
 LAYER_NORM_EPS = 1e-5
 
 
-def member_generators(seeds: Sequence[int], network: int) -> list[Generator]:
-    """One stream per member and network: a seed starts from the same parameters in any population."""
-    return [Generator().manual_seed(1_000_003 * seed + network) for seed in seeds]
-
-
-def all_finite(num_members: int, *parameters: Float[Tensor, "_ _"]) -> Bool[Tensor, " P"]:
-    """Which members have finite numbers only in all of these buffers; row r is of member r mod P."""
-    rows = torch.cat([buffer.isfinite().all(1) for buffer in parameters])
-    return rows.view(-1, num_members).all(0)
-
-
 class PopulationMLP:
-    """R multilayer perceptrons side by side.  [R, B, in] -> [R, B, out].
-
-    Hidden layers are linear, optional layer normalisation (Ba et al. 2016, with scale and shift), ReLU. Weights start
-    as torch.nn.Linear's, the last layer's times `last_gain`; row r draws them from `generators[r]`. The derivative is
-    by hand: autograd's bookkeeping costs as much as the products of networks this small.
-    """
+    """Hidden layers are linear, optional layer normalization, ReLU.  [R, B, in] -> [R, B, out]."""
 
     def __init__(
         self,
         sizes: Sequence[int],
-        generators: Sequence[Generator],
-        device: torch.device | str = "cpu",
+        num_rows: int,
         *,
         layer_norm: bool = False,
-        last_gain: float = 1.0,
     ) -> None:
         self.layer_norm = layer_norm
         self.num_layers = len(sizes) - 1
@@ -52,8 +29,7 @@ class PopulationMLP:
             self.shapes |= {f"weight{i}": (num_in, num_out), f"bias{i}": (1, num_out)}
             if layer_norm and i < self.num_layers - 1:
                 self.shapes |= {f"scale{i}": (1, num_out), f"shift{i}": (1, num_out)}
-        rows = [self._initial_row(generator, last_gain) for generator in generators]
-        self.flat: Float[Tensor, "R F"] = torch.stack(rows).to(device)
+        self.flat: Float[Tensor, "R F"] = torch.zeros(num_rows, sum(map(math.prod, self.shapes.values())))
         self.parameters = self.views(self.flat)
 
     def __call__(self, x: Float[Tensor, "R B I"]) -> Float[Tensor, "R B O"]:
@@ -119,18 +95,6 @@ class PopulationMLP:
             start += math.prod(shape)
         return views
 
-    def _initial_row(self, generator: Generator, last_gain: float) -> Float[Tensor, " F"]:
-        parts: list[Tensor] = []
-        bound = 1.0
-        for name, shape in self.shapes.items():
-            if name.startswith("weight"):
-                bound = shape[0] ** -0.5 * (last_gain if name == f"weight{self.num_layers - 1}" else 1.0)
-            if name.startswith(("scale", "shift")):
-                parts.append(torch.full(shape, 1.0 if name.startswith("scale") else 0.0))
-            else:
-                parts.append(torch.empty(shape).uniform_(-bound, bound, generator=generator))
-        return torch.cat([part.flatten() for part in parts])
-
 
 class Actor:
     """Logits of each member's policy.  [P, B, D] -> [P, B, K, N]; choices that do not exist, or that a mask of legal
@@ -141,15 +105,13 @@ class Actor:
         obs_size: int,
         actions: ActionSpace,
         hidden_sizes: Sequence[int],
-        generators: Sequence[Generator],
-        device: torch.device | str = "cpu",
+        num_rows: int,
         *,
         layer_norm: bool = False,
     ) -> None:
         self.actions = actions
         sizes = [obs_size, *hidden_sizes, actions.num_factors * actions.width]
-        # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, sec. 3.2).
-        self.mlp = PopulationMLP(sizes, generators, device, layer_norm=layer_norm, last_gain=0.01)
+        self.mlp = PopulationMLP(sizes, num_rows, layer_norm=layer_norm)
 
     def __call__(
         self, obs: Float[Tensor, "P B D"], mask: Bool[Tensor, "P B K N"] | None = None

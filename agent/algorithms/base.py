@@ -1,0 +1,135 @@
+"""What an algorithm offers to the loop, the checkpoints, the policy files and the metrics.
+
+Axes: P member · E environment of a member · D numbers of an observation · K action factor · N choices of the widest.
+"""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import ValidationError
+from torch import Tensor
+
+from agent.action_space import ActionSpace
+from agent.config import Config, ConfigError, Section
+from agent.metrics import Metric
+from agent.networks.heads import Actor
+from agent.normalizer import ObservationNormalizer
+from agent.state import State
+from envs.masks import Masks
+from envs.random_streams import RandomStreams
+from envs.vector_environment import Step
+
+BUILT_IN = {
+    "gumbel_actor_critic": "agent.algorithms.gumbel_actor_critic:GumbelActorCritic",
+    "reinforce": "agent.algorithms.reinforce:Reinforce",
+}
+
+
+class Task(NamedTuple):
+    """What a population acts on. `normalizer` is kept up to date by the loop."""
+
+    obs_shape: tuple[int, ...]
+    obs_dtype: torch.dtype  # to keep observations in
+    actions: ActionSpace
+    has_masks: bool
+    normalizer: ObservationNormalizer
+    device: torch.device
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """All members of a population and how they learn. Members lie along the first axis of everything and never mix.
+
+    Every tensor stays in place after `__init__`. Where `is_static`, no method branches on a tensor's value either, so
+    that act, store and update can be compiled or captured.
+    """
+
+    is_static: ClassVar[bool]
+    metrics: ClassVar[Mapping[str, Metric]]  # that `update` returns
+    Settings: ClassVar[type[Section]] = Section  # the settings of its own, given as algorithm_kwargs
+    actor: Actor  # the policy that acts
+    evaluated_actor: Actor  # the policy that is evaluated and saved; may be the same
+
+    def __init__(self, config: Config, task: Task) -> None: ...
+
+    def is_warming_up(self, env_steps: int) -> bool:
+        """Whether actions are uniform after so many environment steps of a member."""
+        return False
+
+    def updates_due(self, env_steps: int) -> int:
+        """How many updates follow the step that made it so many."""
+        ...
+
+    def act(
+        self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
+    ) -> Int[Tensor, "P E K"]:
+        """The actions to take while training; uniform: random ones."""
+        ...
+
+    def store(
+        self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
+    ) -> None:
+        """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
+        ...
+
+    def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
+        """One update of every member; its metrics, NaN where a member has none.  `progress`: part of the run done."""
+        ...
+
+    def truncate_episodes_(self, obs: Float[Tensor, "P E D"]) -> None:
+        """Truncates the episodes under way in `obs`: the environments are about to be reset."""
+
+    def are_finite(self) -> Bool[Tensor, " P"]:
+        """Which members' parameters are all finite."""
+        ...
+
+    def state(self) -> State:
+        """All tensors that change, by name; those of a replay under "replay/"."""
+        ...
+
+    def refill_replay_(self, env_steps: int) -> None:
+        """The run resumes after so many steps with an empty replay."""
+
+    def inspect_gradients(self, progress: Float[Tensor, ""], streams: RandomStreams) -> dict[str, Float[Tensor, " P"]]:
+        """Further metrics, measured 50 times in a run; random numbers come from `streams`, a row a member."""
+        return {}
+
+    def weights_to_save(self) -> dict[str, dict[str, Tensor]]:
+        """Files of weights to write beside the policies at the end of a run: names and tensors."""
+        return {}
+
+
+def make_algorithm(config: Config, task: Task) -> Algorithm:
+    """The algorithm that a config names, with its settings."""
+    found = algorithm_class(config.algorithm)
+    own_settings(getattr(found, "Settings", Section), config.algorithm_kwargs)
+    return found(config, task)
+
+
+def algorithm_class(name: str) -> Any:
+    """The class that a setting names.  Imports the module of "module:Class"; ConfigError where it is not there."""
+    module, _, attribute = BUILT_IN.get(name, name).partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"algorithm: got '{name}', which cannot be imported: {error}") from None
+    needed = ("metrics", "is_static", "act", "store", "update", "updates_due", "are_finite", "state")
+    missing = [key for key in needed if getattr(found, key, None) in (None, getattr(Algorithm, key, None))]
+    if missing:
+        raise ConfigError(
+            f"algorithm: got '{name}', which lacks {', '.join(missing)}; see agent/algorithms/base.py: Algorithm"
+        )
+    return found
+
+
+def own_settings(declared: type[Section], kwargs: Mapping[str, Any]) -> Any:
+    """algorithm_kwargs as a class declares them in `Settings`.  ConfigError with every fault."""
+    try:
+        return declared.model_validate(dict(kwargs))
+    except ValidationError as error:
+        known = ", ".join(declared.model_fields) or "none"
+        faults = [f"algorithm_kwargs.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
+        raise ConfigError("\n".join([*faults, f"this algorithm has the settings: {known}"])) from None

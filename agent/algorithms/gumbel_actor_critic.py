@@ -1,0 +1,177 @@
+"""An off-policy actor-critic whose critic's gradient reaches the policy through a discrete sample.
+
+actor   L_pi    = -mean_s [ Q(s, a~) + alpha sum_k H(pi_k(.|s)) ]    a~ the estimator's sample; Q min or mean of twins
+target  z       = sum_{i<m} gamma^i r_i + gamma^m (1 - terminated) V(s_m)
+critic  L_Q     = mean sum_c (Q_c(s, a) - z)^2
+alpha   L_alpha = log_alpha (H(pi) - H_target)                       H_target is annealed
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from agent import losses
+from agent.algorithms.base import Task
+from agent.algorithms.off_policy import OffPolicy
+from agent.config import Config
+from agent.diagnostics.inspection import inspect
+from agent.estimators import gumbel, hard_sample, make_estimator
+from agent.exploration import PersistentGumbelNoise, ladder
+from agent.metrics import METRICS
+from agent.networks.heads import NUM_CRITICS, CriticsAt, make_actor, make_critics, reduction
+from agent.networks.population import Parameters, all_finite, gradient
+from agent.optimizer import PopulationAdam, clip_grad_norm_
+from agent.replay import Batch
+from agent.schedules import Schedules
+from agent.state import State, named
+from agent.weights import CRITICS_FILE
+from envs.masks import Masks
+from envs.random_streams import RandomStreams
+
+
+class Noise(NamedTuple):
+    """Gumbel noise of one update."""
+
+    target: Float[Tensor, "T P B K N"]  # of the action at the next observation; T = 0 where the critics need none
+    estimator: Float[Tensor, "S P B K N"]
+
+
+class GumbelActorCritic(OffPolicy):
+    """All members' networks, optimizer and entropy coefficients, and their update."""
+
+    metrics = {name: METRICS[name] for name in (
+        "critic/loss", "critic/q", "critic/td_target", "critic/grad_norm", "actor/loss", "actor/entropy",
+        "actor/grad_norm", "alpha/value", "estimator/tau",
+    )}  # fmt: skip
+
+    def __init__(self, config: Config, task: Task) -> None:
+        super().__init__(config, task)
+        self.actor, self.evaluated_actor = (make_actor(config, task.obs_shape, self.actions, self.device) for _ in "12")
+        self.critics, self.target_critics = (
+            make_critics(config, task.obs_shape, self.actions, self.device) for _ in "12"
+        )
+        self.reduce = reduction(config.critic, self.critics)
+        self.estimator = make_estimator(config.estimator)
+        self.log_alpha = self.per_member("alpha.start").log().unsqueeze(-1)
+        self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
+        self.optimizer = PopulationAdam([self.critics.network.flat, self.actor.network.flat, self.log_alpha])
+        self.schedules = Schedules(config, self.device)
+        rho = ladder(self.tensor(config.per_member_pairs("noise_persistence")), self.num_envs)
+        self.exploration = PersistentGumbelNoise(self.actions, rho, self.num_envs, self.streams)
+
+    def act(
+        self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
+    ) -> Int[Tensor, "P E K"]:
+        noise = self.exploration.next_()
+        logits = self.actions.mask_logits(noise, mask) if uniform else self.actor(self.normalizer(obs), mask) + noise
+        return logits.argmax(-1)
+
+    def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
+        """One step of critics, actor and alpha together, on a batch from the replay."""
+        batch, masks = self.sample_(progress)
+        return self.learn(batch, masks, self.noise_(), progress)
+
+    def learn(
+        self, batch: Batch, masks: Masks | None, noise: Noise, progress: Float[Tensor, ""]
+    ) -> dict[str, Float[Tensor, " P"]]:
+        """An update on a given batch with given noise."""
+        learning_rate, tau, target_entropy = self.schedules(progress)
+        mask, next_mask = masks or (None, None)
+        target_entropy = target_entropy * self.actions.max_entropy(mask)
+        log_alpha = self.log_alpha.squeeze(-1)
+        alpha = log_alpha.exp()
+
+        next_value = self.next_value(batch.next_obs, next_mask, alpha, noise)
+        target = losses.td_target(batch.reward, batch.discount, next_value)
+        critic_gradient, critic_loss, (q_a, encoded) = self.critics.network.gradient(
+            lambda parameters: self.critic_loss(parameters, batch, target)
+        )
+        q = CriticsAt(self.critics, encoded, self.reduce)  # one forward pass serves critics and actor
+        actor_gradient, actor_loss, entropy = self.actor.network.gradient(
+            lambda parameters: self.actor_loss(parameters, batch.obs, mask, q, tau, alpha, noise)
+        )
+        alpha_gradient = gradient(lambda log_alpha: losses.alpha_loss(log_alpha, entropy, target_entropy), log_alpha)
+
+        critic_norm = clip_grad_norm_(critic_gradient, self.num_members, self.config.max_grad_norm)
+        actor_norm = clip_grad_norm_(actor_gradient, self.num_members, self.config.max_grad_norm)
+        rates = [learning_rate.repeat(NUM_CRITICS).unsqueeze(-1), learning_rate.unsqueeze(-1), self.alpha_learning_rate]
+        self.optimizer.step([critic_gradient, actor_gradient, alpha_gradient.unsqueeze(-1)], rates)
+        self.log_alpha.clamp_(math.log(self.config.alpha.min), math.log(self.config.alpha.max))
+        self.target_critics.network.lerp_(self.critics.network, self.config.target_update_rate)
+        self.evaluated_actor.network.lerp_(self.actor.network, self.config.policy_average_rate)
+        values = (
+            critic_loss, q_a.mean((0, 2)), target.mean(-1), critic_norm,
+            actor_loss, entropy.mean(-1), actor_norm, alpha, tau,
+        )  # fmt: skip
+        return dict(zip(self.metrics, values, strict=True))
+
+    def critic_loss(
+        self, parameters: Parameters, batch: Batch, target: Float[Tensor, "P B"]
+    ) -> tuple[Float[Tensor, " P"], tuple[Float[Tensor, "C P B"], Tensor]]:
+        """mean_B sum_C (Q_c(s, a) - z)^2; also Q_c(s, a), and the critics' encoding of s."""
+        encoded = self.critics.encode(batch.obs, parameters)
+        q_a = self.critics.evaluate(encoded, self.actions.one_hot(batch.action), parameters)
+        return losses.critic_loss(q_a, target), (q_a, encoded)
+
+    def actor_loss(
+        self,
+        parameters: Parameters,
+        obs: Float[Tensor, "P B D"],
+        mask: Bool[Tensor, "P B K N"] | None,
+        q: CriticsAt,
+        tau: Float[Tensor, " P"],
+        alpha: Float[Tensor, " P"],
+        noise: Noise,
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P B"]]:
+        """-mean_B (Q(s, a~) + alpha H(pi(.|s))); also H."""
+        logits = self.actor(obs, mask, parameters)
+        entropy = losses.entropy(logits)
+        objective = self.estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise.estimator, q)
+        return losses.actor_loss(objective, entropy, alpha), entropy
+
+    def next_value(
+        self,
+        next_obs: Float[Tensor, "P B D"],
+        mask: Bool[Tensor, "P B K N"] | None,
+        alpha: Float[Tensor, " P"],
+        noise: Noise,
+    ) -> Float[Tensor, "P B"]:
+        """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
+        logits = self.actor(next_obs, mask)
+        action = logits.softmax(-1) if self.target_critics.is_multilinear else hard_sample(logits, noise.target[0])
+        value = CriticsAt(self.target_critics, self.target_critics.encode(next_obs), self.reduce)(action)
+        if self.config.critic.entropy_in_target:
+            value = value + alpha.unsqueeze(-1) * losses.entropy(logits)
+        return value
+
+    def noise_(self) -> Noise:
+        """The next noise of the streams."""
+        num_samples = [0 if self.critics.is_multilinear else 1, self.estimator.num_samples]
+        uniform = self.streams.uniform(sum(num_samples), self.config.batch_size, *self.actions.shape)
+        return Noise(*gumbel(uniform).transpose(0, 1).split(num_samples))
+
+    def inspect_gradients(self, progress: Float[Tensor, ""], streams: RandomStreams) -> dict[str, Float[Tensor, " P"]]:
+        """Measures the estimator against an unbiased one; an adaptive tau moves."""
+        return inspect(self, progress, streams)
+
+    def are_finite(self) -> Bool[Tensor, " P"]:
+        return all_finite(self.num_members, self.actor.network, self.evaluated_actor.network, self.critics.network)
+
+    def weights_to_save(self) -> dict[str, dict[str, Tensor]]:
+        return {CRITICS_FILE: self.critics.network.tensors()}
+
+    def state(self) -> State:
+        return {
+            **super().state(),
+            "actor": self.actor.network.flat,
+            "evaluated_actor": self.evaluated_actor.network.flat,
+            "critics": self.critics.network.flat,
+            "target_critics": self.target_critics.network.flat,
+            "log_alpha": self.log_alpha,
+            "noise": self.exploration.noise,
+            **named("schedules", self.schedules.state()),
+            **named("optimizer", self.optimizer.state()),
+        }

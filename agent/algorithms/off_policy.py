@@ -1,0 +1,92 @@
+"""What off-policy algorithms share: warm-up, a replay of n-step windows, and how many updates are due."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from agent import losses
+from agent.algorithms.base import Algorithm, Task
+from agent.config import Config, ConfigError
+from agent.replay import Batch, Replay
+from agent.seeding import member_seeds
+from agent.state import State, named
+from envs.masks import Masks
+from envs.random_streams import RandomStreams
+from envs.vector_environment import Step
+
+
+class OffPolicy(Algorithm):
+    """Learns from a replay; the algorithm adds `act` and `update`. All its random numbers come from `streams`."""
+
+    is_static = True
+
+    def __init__(self, config: Config, task: Task) -> None:
+        self.config, self.actions, self.normalizer, self.device = config, task.actions, task.normalizer, task.device
+        self.seeds = [member.seed for member in config.members()]
+        self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
+        self.streams = RandomStreams(member_seeds(self.seeds, "learner"), self.device)
+        self.learns_from = config.learning_starts // self.num_envs * self.num_envs  # environment steps of a member
+        self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
+        self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
+        self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
+        obs_size = math.prod(task.obs_shape)
+        if obs_size % config.frame_stack:
+            raise ConfigError(
+                f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
+            )
+        self.replay = Replay(
+            self.num_members,
+            self.num_envs,
+            config.replay_capacity,
+            obs_size,
+            task.actions.num_factors,
+            self.largest_n,
+            self.per_member("gamma"),
+            frame_stack=config.frame_stack,
+            obs_dtype=task.obs_dtype,
+            mask_shape=(task.actions.num_factors, task.actions.width) if task.has_masks else None,
+            device=self.device,
+        )
+
+    def tensor(self, values: object) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+    def per_member(self, key: str) -> Float[Tensor, " P"]:
+        """The value of a setting for each member, swept or not."""
+        return self.tensor(self.config.per_member(key))
+
+    def is_warming_up(self, env_steps: int) -> bool:
+        return env_steps < self.config.learning_starts
+
+    def updates_due(self, env_steps: int) -> int:
+        def due_until(env_steps: int) -> int:
+            return math.floor(self.config.updates_per_step * max(0, env_steps - self.learns_from) + 1e-6)
+
+        return due_until(env_steps) - due_until(env_steps - self.num_envs)
+
+    def store(
+        self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
+    ) -> None:
+        self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
+
+    def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch, Masks | None]:
+        """The next batch of the replay, observations normalized; and the masks at its obs and next_obs."""
+        environment, transition, part = self.streams.uniform(3, self.config.batch_size).unbind(1)
+        window = self.replay.sample(environment, transition)
+        length = window.length
+        if not self.counts_all_steps:
+            length = losses.steps_counted(length, self.first_n, self.last_n, progress, part)
+        batch = self.replay.batch(window, length)
+        obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
+        return batch._replace(obs=obs, next_obs=next_obs), self.replay.masks(window, length)
+
+    def truncate_episodes_(self, obs: Float[Tensor, "P E D"]) -> None:
+        self.replay.truncate_episodes_()
+
+    def refill_replay_(self, env_steps: int) -> None:
+        self.learns_from += env_steps
+
+    def state(self) -> State:
+        return {**named("replay", self.replay.state()), **named("streams", self.streams.state())}

@@ -1,0 +1,157 @@
+"""The network of one member: an ordinary torch.nn.Module that maps observations to features.
+
+The contract, for the built-in one and for those of users (docs/extending.md):
+
+    __init__(self, obs_shape: tuple[int, ...], **kwargs)      kwargs from network.kwargs
+    out_features: int
+    forward: [B, *obs_shape] -> [B, out_features]
+
+It knows nothing of the population and draws its initial weights from torch's global generator, as torch's layers do.
+"""
+
+import importlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from agent.config import Config
+from envs.errors import UserError
+
+BUILT_IN = "mlp"
+DROPOUTS = nn.modules.dropout._DropoutNd
+
+
+class NetworkSpec(NamedTuple):
+    """Which network: "mlp" or "module:Class", and the keyword arguments of its constructor beside obs_shape."""
+
+    name: str
+    kwargs: dict[str, Any]
+
+
+class NetworkError(UserError):
+    """A network that cannot be used: the text says which and why."""
+
+
+class MLP(nn.Sequential):
+    """Hidden layers of linear, optional layer normalization (Ba et al. 2016) and ReLU."""
+
+    def __init__(
+        self, obs_shape: tuple[int, ...], hidden_sizes: Sequence[int] = (128, 128), layer_norm: bool = False
+    ) -> None:
+        sizes = [math.prod(obs_shape), *hidden_sizes]
+        layers: list[nn.Module] = [] if len(obs_shape) == 1 else [nn.Flatten()]
+        for num_in, num_out in zip(sizes, sizes[1:], strict=False):
+            layers += [
+                nn.Linear(num_in, num_out),
+                *([nn.LayerNorm(num_out)] if layer_norm else []),
+                nn.ReLU(inplace=True),
+            ]
+        super().__init__(*layers)
+        self.out_features = sizes[-1]
+
+
+def network_spec(config: Config, layer_norm: bool) -> NetworkSpec:
+    """The network of a config; `layer_norm` is the built-in one's."""
+    if config.network.name == BUILT_IN:
+        return NetworkSpec(BUILT_IN, {"hidden_sizes": config.hidden_sizes, "layer_norm": layer_norm})
+    return NetworkSpec(config.network.name, config.network.kwargs)
+
+
+def network_class(name: str) -> type[nn.Module]:
+    """The class that a setting names.  Imports the module of "module:Class"; NetworkError where that is not there."""
+    if name == BUILT_IN:
+        return MLP
+    module, _, attribute = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise NetworkError(f"network.name: got '{name}', which cannot be imported: {error}") from None
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise NetworkError(f"network.name: got '{name}', which is not a class of torch.nn.Module")
+    return found
+
+
+def build_network(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> nn.Module:
+    """One member's network, newly initialized."""
+    network = network_class(spec.name)
+    try:
+        return network(obs_shape, **spec.kwargs)
+    except Exception as error:  # whatever a user's constructor raises
+        raise NetworkError(
+            f"network.name={spec.name}: cannot be made for observations of shape {list(obs_shape)} with "
+            f"network.kwargs={spec.kwargs}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """A module whose initial weights follow from the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)
+        return make()
+
+
+def require_contract(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> None:
+    """NetworkError where a network does not keep to the contract, by trying it on a few observations.
+
+    Refused by name: what changes its buffers (batch normalization), draws random numbers (dropout), computes a row's
+    features from other rows, writes to its input, or keeps numbers outside its parameters and buffers. In a population,
+    while acting or in a target network each of them would be silently wrong.
+    """
+
+    def refuse(what: str) -> NoReturn:
+        raise NetworkError(f"network.name={spec.name}: {what}")
+
+    network, same, other = (seeded(lambda: build_network(spec, obs_shape), seed) for seed in (0, 0, 1))
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
+        refuse("has lazy layers; give them their sizes")
+    size = getattr(network, "out_features", None)
+    if not isinstance(size, int) or size < 1:
+        refuse(f"needs an attribute out_features, a positive integer; got {size!r}")
+    tensors = tensors_of(network)
+    if any(not torch.equal(tensor, tensors_of(same)[name]) for name, tensor in tensors.items()):
+        refuse("its initial weights do not follow from torch's random seed; draw them with torch")
+    before = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    shape, obs = (3, *obs_shape), torch.randn(3, *obs_shape, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            given = obs.clone()
+            first, second = network(given), network(obs.clone())
+            fewer = None
+            if all(torch.equal(buffer, before[name]) for name, buffer in network.named_buffers()):
+                fewer = network(obs[:1].clone())
+            moved = functional_call(network, tensors_of(other), (obs.clone(),))
+            theirs = other(obs.clone())
+        except Exception as error:  # whatever a user's forward raises
+            raise NetworkError(
+                f"network.name={spec.name}: forward fails for observations {list(shape)}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if not isinstance(first, torch.Tensor) or tuple(first.shape) != (3, size):
+        got = list(first.shape) if isinstance(first, torch.Tensor) else type(first).__name__
+        refuse(f"forward must return [B, out_features] = {[3, size]}; got {got}")
+    if not first.isfinite().all():
+        refuse("forward returns NaN or infinite features")
+    if not torch.equal(given, obs):
+        refuse("forward writes to its input")
+    changed = [name for name, buffer in network.named_buffers() if not torch.equal(buffer, before[name])]
+    if changed or fewer is None:
+        refuse(
+            f"forward changes its buffers {', '.join(changed)} (batch normalization does); LayerNorm or GroupNorm need "
+            "none"
+        )
+    if not torch.equal(first, second):
+        layers = [name for name, layer in network.named_modules() if isinstance(layer, DROPOUTS)]
+        where = f"in {', '.join(layers)}" if layers else "in its forward"
+        refuse(f"draws random numbers {where} (dropout does); leave it out")
+    if fewer.shape != (1, size) or not torch.allclose(first[:1], fewer, rtol=1e-3, atol=1e-5):
+        refuse("the features of an observation depend on the others of its batch")
+    if not torch.allclose(moved, theirs, rtol=1e-3, atol=1e-5):
+        refuse("keeps numbers outside its parameters and buffers; use register_buffer")
+
+
+def tensors_of(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}

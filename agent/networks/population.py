@@ -1,0 +1,200 @@
+"""A population of networks: R copies of any module, their parameters in one [R, F] buffer.
+
+One buffer makes the optimizer, gradient clipping and averaging a handful of operations whatever the number of layers
+and members. Row r holds all parameters of copy r: member p of the actor is row p, critic c of member p is row c P + p.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+from torch.utils._pytree import tree_map_only
+
+from agent.networks.modules import seeded
+
+Parameters = Mapping[str, Tensor]  # by name, each with the rows along its first axis
+Forward = Callable[[Parameters, Tensor], Tensor]
+Aux = TypeVar("Aux")
+
+
+class Population:
+    """R modules side by side.  [R, B, *in] -> [R, B, *out].
+
+    `parameters` are views of `flat`, in the shapes that the batched layers want.
+
+    Args:
+        make: builds one module; it draws its initial weights from torch's global generator.
+        seeds: of the initial weights, one a row; a seed gives the same weights in any population.
+    """
+
+    def __init__(self, make: Callable[[], nn.Module], seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+        modules = [seeded(make, seed) for seed in seeds]
+        parts = modules[0].keys() if isinstance(modules[0], nn.ModuleDict) else [""]
+        batches = {part: batched(modules[0].get_submodule(part), part) for part in parts}
+        self._forwards = {part: forward for part, (forward, _) in batches.items()}
+        self._layouts = {name: layout for _, layouts in batches.values() for name, layout in layouts.items()}
+        trained, fixed = zip(*map(self._trained_and_fixed, modules), strict=True)
+        self.shapes = {name: tensor.shape for name, tensor in trained[0].items()}
+        rows = [torch.cat([tensor.flatten() for tensor in row.values()]) for row in trained]
+        self.flat: Float[Tensor, "R F"] = torch.stack(rows).to(device)
+        self.parameters = self.views(self.flat)
+        self.fixed = {name: torch.stack([row[name] for row in fixed]).to(device) for name in fixed[0]}
+        modules[0].to("meta")  # from here on its structure only
+        self._leaves = {name: view.detach().requires_grad_() for name, view in self.parameters.items()}
+
+    def __call__(self, x: Tensor, parameters: Parameters | None = None, part: str = "") -> Tensor:
+        """Applies each row's module to that row of `x`, with other parameters where given; of a ModuleDict one part."""
+        return self._forwards[part]({**self.fixed, **(parameters or self.parameters)}, x)
+
+    def views(self, flat: Float[Tensor, "R F"]) -> dict[str, Tensor]:
+        """Each parameter's part of a buffer laid out like `flat`."""
+        parts = flat.split([shape.numel() for shape in self.shapes.values()], 1)
+        return {name: part.view(-1, *shape) for (name, shape), part in zip(self.shapes.items(), parts, strict=True)}
+
+    def gradient(
+        self, loss: Callable[[Parameters], tuple[Float[Tensor, " P"], Aux]]
+    ) -> tuple[Float[Tensor, "R F"], Float[Tensor, " P"], Aux]:
+        """d sum_P loss / d flat, the loss, and what else the function returns, as constants.
+
+        torch.func inside a compiled program, where it is free; torch.autograd elsewhere, where it is the faster one.
+        """
+        if torch.compiler.is_compiling():
+
+            def total(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Aux]]:
+                value, aux = loss(parameters)
+                return value.sum(), (value, aux)
+
+            gradients, (value, aux) = grad(total, has_aux=True)(self.parameters)
+            found = list(gradients.values())
+        else:
+            with torch.enable_grad():
+                value, aux = loss(self._leaves)
+                leaves = list(self._leaves.values())
+                found = list(torch.autograd.grad(value.sum(), leaves, materialize_grads=True))
+            value, aux = tree_map_only(Tensor, Tensor.detach, (value, aux))
+        return torch.cat([gradient.flatten(1) for gradient in found], 1), value, aux
+
+    def lerp_(self, other: "Population", rate: float) -> None:
+        """Polyak averaging: parameters += rate * (other's - parameters)."""
+        self.flat.lerp_(other.flat, rate)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that the networks consist of, with names and shapes as in one module behind the axis of rows; live."""
+        named = {**self.parameters, **self.fixed}
+        return {name: self._layouts[name].to_module(tensor) for name, tensor in named.items()}
+
+    def _trained_and_fixed(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """A module's trainable parameters; and its buffers and the parameters that need no gradient."""
+        parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+        tensors = {
+            name: self._layouts[name].from_module(tensor.detach()[None])[0]
+            for name, tensor in {**parameters, **buffers}.items()
+        }
+        trained = {name: tensors[name] for name, parameter in parameters.items() if parameter.requires_grad}
+        return trained, {name: tensor for name, tensor in tensors.items() if name not in trained}
+
+
+def gradient(loss: Callable[[Tensor], Float[Tensor, " P"]], x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
+    """d sum_P loss / dx, of a single tensor."""
+    if torch.compiler.is_compiling():
+        return grad(lambda x: loss(x).sum())(x)
+    leaf = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
+
+
+def all_finite(num_members: int, *populations: Population) -> Bool[Tensor, " P"]:
+    """Which members' parameters are finite in all of these; row r is of member r mod P."""
+    rows = torch.cat([population.flat.isfinite().all(1) for population in populations])
+    return rows.view(-1, num_members).all(0)
+
+
+class Layout(NamedTuple):
+    """How a batched layer wants a tensor [R, *shape] of its modules, and back: views, no copies."""
+
+    from_module: Callable[[Tensor], Tensor] = lambda x: x
+    to_module: Callable[[Tensor], Tensor] = lambda x: x
+
+
+TRANSPOSED = Layout(lambda x: x.mT, lambda x: x.mT)  # [R, out, in] -> [R, in, out]
+FOR_EACH_BATCH_ROW = Layout(lambda x: x.unsqueeze(1), lambda x: x.squeeze(1))  # [R, out] -> [R, 1, out]
+Batched = tuple[Forward, dict[str, Layout]]  # how to apply R copies of a module, and the layouts of its tensors
+
+
+def batched(module: nn.Module, prefix: str = "") -> Batched:
+    """R copies of a module at once: layers that we know as batched operations, any other module by vmap."""
+    own = f"{prefix}." if prefix else ""
+    is_known = not (module._forward_hooks or module._forward_pre_hooks or shares_parameters(module))
+    if type(module).forward is nn.Sequential.forward and is_known:
+        layers = [batched(layer, own + name) for name, layer in module._modules.items() if layer is not None]
+
+        def sequence(parameters: Parameters, x: Tensor) -> Tensor:
+            for forward, _ in layers:
+                x = forward(parameters, x)
+            return x
+
+        return sequence, {name: layout for _, layouts in layers for name, layout in layouts.items()}
+    if type(module) in KNOWN and is_known:
+        return KNOWN[type(module)](module, own)
+    names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+
+    def mapped(parameters: Parameters, x: Tensor) -> Tensor:
+        def of_one_row(row: dict[str, Tensor], x: Tensor) -> Tensor:
+            return functional_call(module, row, (x,))
+
+        return vmap(of_one_row)({name: parameters[own + name] for name in names}, x)
+
+    return mapped, {own + name: Layout() for name in names}
+
+
+def shares_parameters(module: nn.Module) -> bool:
+    """Whether a parameter stands in it under two names."""
+    names = list(module.named_parameters(remove_duplicate=False))
+    return len(names) != len({id(parameter) for _, parameter in names})
+
+
+def linear(module: Any, own: str) -> Batched:
+    weight, bias = f"{own}weight", f"{own}bias"
+
+    def forward(parameters: Parameters, x: Tensor) -> Tensor:
+        rows = x if x.ndim == 3 else x.flatten(1, -2)
+        if module.bias is None:
+            rows = torch.bmm(rows, parameters[weight])
+        else:
+            rows = torch.baddbmm(parameters[bias], rows, parameters[weight])
+        return rows if x.ndim == 3 else rows.unflatten(1, x.shape[1:-1])
+
+    return forward, {weight: TRANSPOSED} | ({} if module.bias is None else {bias: FOR_EACH_BATCH_ROW})
+
+
+def layer_norm(module: Any, own: str) -> Batched:
+    present = [name for name in ("weight", "bias") if getattr(module, name) is not None]
+
+    def forward(parameters: Parameters, x: Tensor) -> Tensor:
+        more = x.ndim - 2 - len(module.normalized_shape)  # axes between the batch and those that are normalized
+        tensors = {name: parameters[own + name] for name in present}
+        if more:
+            tensors = {name: tensor.unflatten(1, (1,) * (1 + more)) for name, tensor in tensors.items()}
+        x = nn.functional.layer_norm(x, module.normalized_shape, eps=module.eps)
+        match tensors:
+            case {"weight": weight, "bias": bias}:
+                return torch.addcmul(bias, x, weight)
+            case {"weight": weight}:
+                return x * weight
+        return x
+
+    return forward, {own + name: FOR_EACH_BATCH_ROW for name in present}
+
+
+def elementwise(module: Any, own: str) -> Batched:
+    return lambda parameters, x: module(x), {}
+
+
+KNOWN: dict[type[nn.Module], Callable[[Any, str], Batched]] = {
+    nn.Linear: linear,
+    nn.LayerNorm: layer_norm,
+    **dict.fromkeys((nn.Identity, nn.ReLU, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid), elementwise),
+}
