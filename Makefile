@@ -1,10 +1,11 @@
-# make train: set up, then train on CartPole-v1.   make test: set up, then lint, types, tests.
+# make train: set up, then train on CartPole-v1.
+# make test: set up, then lint, types, tests.   make test-fast: the tests of parts only, in under a minute.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONFIG ?= configs/cartpole.yaml
 
-.PHONY: setup train test lint clean
+.PHONY: setup train test test-fast lint clean
 
 setup: $(VENV)/.installed
 
@@ -25,6 +26,9 @@ lint: setup
 
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+test-fast: setup
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not whole_run"
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
