@@ -1,5 +1,5 @@
 # make train: set up, then train on CartPole-v1.
-# make test: set up, then lint, types, tests.   make test-fast: the tests of parts only, in under a minute.
+# make test: set up, then lint, types, tests.   make test-fast: the tests of parts only.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
