@@ -98,7 +98,7 @@ def run_on_core(command: list[str], core: int) -> str:
 
 
 def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
-    """Its measurement, or why there is none: the other peers go on."""
+    """Its measurement, or why it is missing: the other peers still run."""
     command = [str(python), str(HERE / "peers" / "measure.py"), peer, "--steps", str(args.steps), "--seed", str(seed)]
     try:
         output = run_on_core([*command, "--hidden", *map(str, args.hidden)], args.core)

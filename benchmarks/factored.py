@@ -4,7 +4,7 @@
     python benchmarks/factored.py --tasks weak_1e6 --runs multilinear/exact joint/straight_through_gumbel_softmax
     python benchmarks/factored.py --ppo ../peers                    # Stable-Baselines3's PPO too, from its venv
 
-All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command goes on. Runs lie
+All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command resumes. Runs lie
 in runs/, as those of compare.py. The table and the numbers go to benchmarks/results/factored*, beside those of earlier
 commands; each task's figure shows the runs of this one.
 """
@@ -66,7 +66,7 @@ interval]; at 5,000 samples over 300 contexts drawn. Made by `benchmarks/factore
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("factored.py", lambda: measure(args), "the same command goes on"))
+    sys.exit(exit_code("factored.py", lambda: measure(args), "the same command resumes"))
 
 
 def measure(args: argparse.Namespace) -> None:

@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def run(command: list[str]) -> dict[str, Any]:
-    """The JSON that it prints, or its last words where it fails: the rest goes on."""
+    """The JSON that it prints, or its last words where it fails: the rest still runs."""
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         answer = {"error": result.stderr.strip().splitlines()[-1:]}

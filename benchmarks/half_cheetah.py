@@ -4,7 +4,7 @@
     python benchmarks/half_cheetah.py --runs multilinear/exact reinforce
     python benchmarks/half_cheetah.py --ppo ../peers      # Stable-Baselines3's PPO too, from its venv
 
-All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command goes on. Table and
+All seeds of a run are one process. A run that is done is not repeated: after Ctrl-C the same command resumes. Table and
 numbers go to benchmarks/results/half_cheetah*, beside those of earlier commands.
 """
 
@@ -42,7 +42,7 @@ Made by `benchmarks/half_cheetah.py`, read in `docs/factored.md`. Commands with 
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("half_cheetah.py", lambda: measure(args), "the same command goes on"))
+    sys.exit(exit_code("half_cheetah.py", lambda: measure(args), "the same command resumes"))
 
 
 def parse() -> argparse.Namespace:

@@ -1,5 +1,5 @@
-"""The one error that is the user's to mend."""
+"""The one error that the user can fix."""
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: the scripts print its text alone, without a traceback, and exit 2."""
+    """A mistake that the user can fix: the scripts print its text alone, without a traceback, and exit 2."""

@@ -64,7 +64,7 @@ class FlatObservations:
         self._leaves = tuple(_leaves(space, ()))
         self.size = sum(encoder.size for _, encoder in self._leaves)
         if self.size == 0:
-            raise UserError(f"observation space {space}, which holds no number at all")
+            raise UserError(f"observation space {space}, which is empty")
         self.are_bytes = all(encoder.is_bytes for _, encoder in self._leaves)
         self.binary = np.concatenate([np.full(encoder.size, encoder.binary) for _, encoder in self._leaves])
 

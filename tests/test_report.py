@@ -131,7 +131,7 @@ def test_page_has_every_section(page: str) -> None:
 def test_page_marks_what_differs_from_the_best(page: str) -> None:
     text = Page(page).text
     assert "gumbel_actor_critic has the highest final greedy return" in text
-    assert "Behind it, by an interval that excludes zero: reinforce." in text
+    assert "Significantly lower (the 95 % interval of the difference excludes zero): reinforce." in text
     assert "* differs from gumbel_actor_critic, the best" in text
 
 

@@ -96,7 +96,7 @@ def test_unsupported_observation_spaces_say_what_is_supported(space: Space) -> N
 
 
 def test_observation_space_without_any_number_is_refused() -> None:
-    with pytest.raises(UserError, match=r"observation space Box\(.*\(0,\), float32\), which holds no number at all"):
+    with pytest.raises(UserError, match=r"observation space Box\(.*\(0,\), float32\), which is empty"):
         FlatObservations(spaces.Box(0, 1, (0,)))
 
 

@@ -147,12 +147,13 @@ def html(comparison: Comparison, command: str, versions: Mapping[str, str], figu
         figures=[(figure, base64.b64encode(figure.path.read_bytes()).decode()) for figure in figures],
         seeds=seed_rows(comparison),
         notes=notes(comparison),
-        separated=[s for s in comparison.summaries if is_separated(comparison, s)],
-        tied=[s for s in comparison.summaries if s != comparison.best and not is_separated(comparison, s)],
+        lower=[s for s in comparison.summaries if is_lower(comparison, s)],
+        tied=[s for s in comparison.summaries if s != comparison.best and not is_lower(comparison, s)],
     )
 
 
-def is_separated(comparison: Comparison, summary: Summary) -> bool:
+def is_lower(comparison: Comparison, summary: Summary) -> bool:
+    """Significantly, than the best."""
     against_best = comparison.against_best(summary.label)
     return against_best is not None and against_best.final_differs
 
