@@ -1,81 +1,37 @@
 """Every setting of a run: typed, validated, documented."""
 
-import difflib
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, core_schema
 
-from envs.errors import UserError
+from agent.config_fields import (
+    NOT_LEARNING,
+    OWN_CLASS,
+    PER_MEMBER,
+    Kwargs,
+    Pair,
+    Section,
+    Value,
+    allowed_in,
+    nearest,
+    read_by,
+)
 from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
-Value = int | float | list[int | float]  # of a setting that `sweep` may vary: a number, or a pair of them
-BUILT_IN = ("gumbel_actor_critic", "reinforce")  # algorithms
-OWN_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class
-
-# What is known of a setting besides its type, as json_schema_extra of its field or of its section's:
-PER_MEMBER: dict[str, Any] = {"per_member": True}  # `sweep` may give each member a value of its own
-NOT_LEARNING: dict[str, Any] = {"changes_learning": False}  # which members there are, where they run, what is recorded
-
-
-def read_by(*algorithms: str) -> dict[str, Any]:
-    """A setting that only these algorithms read; `module:Class` stands for an algorithm of the user's own."""
-    return {"read_by": algorithms}
-
-
+ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
-
-
-class ConfigError(UserError):
-    """A setting that the user can fix: the text says where it stands, what was given and what is allowed."""
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Pair:
-    """Validates one number or a pair of them; a pair of equal numbers becomes the number."""
-
-    def __init__(self, kind: type, ends: str, *, ge: int | float, lt: int | float | None = None) -> None:
-        """`ends`: what the two numbers stand for, for messages; each of them is >= ge and < lt."""
-        self.ends, self.ge, self.lt = ends, ge, lt
-        number: Any = Annotated[kind, Field(allow_inf_nan=False, ge=ge, lt=lt)]
-        self.number: TypeAdapter[Any] = TypeAdapter(number)
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
-        return core_schema.no_info_plain_validator_function(self.validate)
-
-    def validate(self, value: Any) -> Value:
-        is_pair = isinstance(value, list | tuple)
-        if is_pair and len(value) != 2:
-            raise ValueError(f"got {value!r}, must be one number, or two: [{self.ends}]")
-        numbers = []
-        for given in value if is_pair else [value]:
-            try:
-                numbers.append(self.number.validate_python(given))
-            except ValidationError as error:
-                of = f"got {value!r}, where {given!r}" if is_pair else f"got {value!r},"
-                raise ValueError(f"{of} must be {allowed_in(error.errors()[0])}") from None
-        return numbers[0] if numbers[0] == numbers[-1] else numbers
-
-
-def allowed_in(fault: Any) -> str:
-    """What pydantic would have accepted, from one of its errors."""
-    return str(fault["msg"]).removeprefix("Input should be ")
 
 
 class EnvConfig(Section):
     id: str = Field(description="Gymnasium id, or module:Id to import the module that registers it first")
     num_envs: int = Field(1, ge=1, description="environments of each member, stepped side by side")
-    kwargs: dict[str, Any] = Field({}, description="keyword arguments of the environment's constructor")
+    kwargs: Kwargs = Field({}, description="keyword arguments of the environment's constructor")
     action_bins: int | None = Field(
         None, ge=2, description="choices per dimension of a Box action space, ends included"
     )
@@ -99,28 +55,6 @@ class EnvConfig(Section):
         "are never taken, nor count in the critic's target. Bool or int8; [n] for Discrete; [sum of n_k], or an array "
         "[n_k] for each factor, for MultiDiscrete; [2n] or [n, 2] for MultiBinary; null: masks are ignored",
     )
-
-    @field_validator("kwargs")
-    @classmethod
-    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return require_json(kwargs)
-
-
-def require_json(kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The keyword arguments, if the files of a run can hold them."""
-    if (fault := not_in_json(kwargs)) is not None:
-        raise ValueError(f"{fault}, which the files of a run cannot hold; use texts, numbers and lists")
-    return kwargs
-
-
-def not_in_json(value: Any) -> str | None:
-    """What of it would not come back from JSON as it was; infinity does, as Python reads it."""
-    if isinstance(value, dict):
-        keys = [f"the key {key!r} is no text" for key in value if not isinstance(key, str)]
-        return next(filter(None, [*keys, *map(not_in_json, value.values())]), None)
-    if isinstance(value, list):
-        return next(filter(None, map(not_in_json, value)), None)
-    return None if isinstance(value, str | int | float | None) else f"{value!r} is a {type(value).__name__}"
 
 
 class ScheduleConfig(Section):
@@ -228,7 +162,7 @@ class NetworkConfig(Section):
     """The torso of actor and critics."""
 
     name: str = Field("mlp", description="mlp, or module:Class of your own torch.nn.Module; see docs/extending.md")
-    kwargs: dict[str, Any] = Field({}, description="keyword arguments of your own network's constructor")
+    kwargs: Kwargs = Field({}, description="keyword arguments of your own network's constructor")
 
     @field_validator("name")
     @classmethod
@@ -236,11 +170,6 @@ class NetworkConfig(Section):
         if name != "mlp" and not OWN_CLASS.fullmatch(name):
             raise ValueError(f"got {name!r}, must be 'mlp' or module:Class of your own{nearest(name, ['mlp'])}")
         return name
-
-    @field_validator("kwargs")
-    @classmethod
-    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return require_json(kwargs)
 
     @model_validator(mode="after")
     def mlp_has_no_kwargs(self) -> "NetworkConfig":
@@ -328,7 +257,7 @@ class Config(Section):
         description="what is trained: gumbel_actor_critic, reinforce, or module:Class of your own; see "
         "docs/extending.md",
     )
-    algorithm_kwargs: dict[str, Any] = Field(
+    algorithm_kwargs: Kwargs = Field(
         {}, description="settings of an algorithm of your own", json_schema_extra=read_by("module:Class")
     )
     env: EnvConfig
@@ -465,17 +394,12 @@ class Config(Section):
     @field_validator("algorithm")
     @classmethod
     def algorithm_is_known(cls, algorithm: str) -> str:
-        if algorithm not in BUILT_IN and not OWN_CLASS.fullmatch(algorithm):
+        if algorithm not in ALGORITHMS and not OWN_CLASS.fullmatch(algorithm):
             raise ValueError(
-                f"got {algorithm!r}, must be {', '.join(map(repr, BUILT_IN))} or module:Class of your own"
-                f"{nearest(algorithm, BUILT_IN)}"
+                f"got {algorithm!r}, must be {', '.join(map(repr, ALGORITHMS))} or module:Class of your own"
+                f"{nearest(algorithm, ALGORITHMS)}"
             )
         return algorithm
-
-    @field_validator("algorithm_kwargs")
-    @classmethod
-    def files_of_a_run_can_hold_kwargs(cls, kwargs: dict[str, Any]) -> dict[str, Any]:
-        return require_json(kwargs)
 
     @field_validator("sweep", mode="before")
     @classmethod
@@ -485,7 +409,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def only_an_algorithm_of_your_own_has_kwargs(self) -> "Config":
-        if self.algorithm in BUILT_IN and self.algorithm_kwargs:
+        if self.algorithm in ALGORITHMS and self.algorithm_kwargs:
             raise ValueError(
                 f"algorithm_kwargs: got {self.algorithm_kwargs!r}, but algorithm={self.algorithm} takes none; they are "
                 "for an algorithm of your own, algorithm=module:Class"
@@ -582,15 +506,6 @@ class Member:
     settings: dict[str, Value]
 
 
-def nearest(key: str, known: Sequence[str]) -> str:
-    """'; did you mean …?' for a typo, also where only the last part of a dotted key was given."""
-    by_last_part = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
-    for candidates in (known, list(by_last_part)):
-        if found := difflib.get_close_matches(key if candidates is known else key.rsplit(".", 1)[-1], candidates, n=1):
-            return f"; did you mean '{by_last_part.get(found[0], found[0])}'?"
-    return ""
-
-
 def settings(section: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every setting with its dotted key, in the order of the schema."""
     for name, field in section.model_fields.items():
@@ -626,7 +541,7 @@ def changes_learning(key: str) -> bool:
 def is_read_by(algorithm: str, key: str) -> bool:
     """Whether a setting makes a difference to an algorithm. One of the user's own may read any."""
     readers = about(key).get("read_by")
-    return readers is None or algorithm in readers or algorithm not in BUILT_IN
+    return readers is None or algorithm in readers or algorithm not in ALGORITHMS
 
 
 def swept(key: str, values: Any) -> list[Value]:

@@ -12,7 +12,8 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from agent.config import Config, ConfigError, allowed_in, is_per_member, nearest, settings
+from agent.config import Config, is_per_member, settings
+from agent.config_fields import ConfigError, allowed_in, nearest
 
 MISSING = object()
 SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today

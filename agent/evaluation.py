@@ -10,7 +10,8 @@ import torch
 
 import envs
 from agent.bootstrap import iqm
-from agent.config import MAX_SEED, nearest
+from agent.config import MAX_SEED
+from agent.config_fields import nearest
 from agent.policy import Policy
 from agent.seeding import member_seeds
 from envs import UserError, VectorEnvironment

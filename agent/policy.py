@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from torch import Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config, Value
+from agent.config import Config
+from agent.config_fields import Value
 from agent.estimators import gumbel
 from agent.networks.heads import Actor
 from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec

@@ -7,7 +7,7 @@
     python benchmarks/suite.py --tasks ant_bins --algorithms --sac ../peers sbx --set total_env_steps=100000   # alone
     python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
 
-All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command goes on. Runs
+All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command resumes. Runs
 lie in runs/, as those of compare.py. Rows go to benchmarks/results/suite.json beside those of earlier commands; all of
 them together make suite.md, suite.png and README's table.
 """
@@ -36,7 +36,8 @@ from agent.analysis.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from agent.config import Config, nearest
+from agent.config import Config
+from agent.config_fields import nearest
 from agent.config_loader import load_config
 from agent.exit_codes import exit_code
 from agent.policy import Policy
@@ -110,7 +111,7 @@ TASKS = {
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("suite.py", lambda: measure(args), "the same command goes on"))
+    sys.exit(exit_code("suite.py", lambda: measure(args), "the same command resumes"))
 
 
 def parse() -> argparse.Namespace:
@@ -123,7 +124,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, metavar="N", help="of each run; default: the table's")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figure and numbers")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="whose table is written anew")
+    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="whose table is rewritten")
     return parser.parse_args()
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from agent import config_loader
-from agent.config import BUILT_IN, ConfigError, about, changes_learning, is_read_by, settings
+from agent.config import ALGORITHMS, about, changes_learning, is_read_by, settings
+from agent.config_fields import ConfigError
 from agent.config_loader import flat, help_text, load_config
 
 CARTPOLE = ["env.id=CartPole-v1"]
@@ -258,4 +259,4 @@ def test_what_is_known_of_a_section_holds_for_its_settings() -> None:
 
 def test_an_algorithm_of_your_own_may_read_every_setting() -> None:
     assert all(is_read_by("my_package:Dqn", key) for key, _ in settings())
-    assert not any(is_read_by(name, "algorithm_kwargs") for name in BUILT_IN)
+    assert not any(is_read_by(name, "algorithm_kwargs") for name in ALGORITHMS)

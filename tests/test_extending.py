@@ -38,7 +38,8 @@ from torch import Tensor
 from agent import losses
 from agent.algorithms.base import Task, own_settings
 from agent.algorithms.off_policy import OffPolicy
-from agent.config import Config, Section
+from agent.config import Config
+from agent.config_fields import Section
 from agent.estimators import ActionValue, relaxed_gumbel_softmax, straight_through_gumbel_softmax
 from agent.metrics import METRICS, Metric
 from agent.networks.heads import make_actor

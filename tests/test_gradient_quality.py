@@ -9,7 +9,7 @@ from test_gumbel_actor_critic import make_agent
 from torch import Generator, Tensor
 
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
-from agent.config import ConfigError
+from agent.config_fields import ConfigError
 from agent.diagnostics.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.estimators import Estimator
 from envs import Step

@@ -8,6 +8,7 @@ import pytest
 
 LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
+    {"agent.config_fields"},
     {
         "agent.config",
         "agent.action_space",

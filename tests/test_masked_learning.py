@@ -21,7 +21,7 @@ from agent import Policy
 from agent.action_space import ActionSpace
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.algorithms.reinforce import Reinforce
-from agent.config import ConfigError
+from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.evaluation import evaluate_members, num_parallel_envs
 from agent.networks.heads import Actor

@@ -10,6 +10,7 @@ from oracles.networks import PopulationMLP
 from torch import Generator, Tensor, nn
 
 from agent.action_space import ActionSpace
+from agent.config_fields import ConfigError
 from agent.networks.heads import Actor, with_head
 from agent.networks.modules import MLP, NetworkError, NetworkSpec, require_contract, seeded
 from agent.networks.population import Population, all_finite
@@ -293,5 +294,5 @@ def test_a_network_that_breaks_the_contract_is_refused_by_name(name: str, messag
 def test_a_network_that_cannot_be_made_is_an_error_that_says_why(
     name: str, kwargs: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(NetworkError, match=message):
+    with pytest.raises(ConfigError, match=message):
         require_contract(NetworkSpec(name, kwargs), (5,))

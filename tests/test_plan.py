@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from agent.analysis.plan import axes_of, name_of, plan, train_missing
-from agent.config import BUILT_IN, Config, is_read_by, settings
+from agent.config import ALGORITHMS, Config, is_read_by, settings
 from envs import UserError
 
 CARTPOLE = "configs/cartpole.yaml"
@@ -55,7 +55,7 @@ def test_a_sweep_of_what_an_algorithm_does_not_read_is_none_for_it() -> None:
 
 
 def test_what_each_algorithm_is_said_not_to_read_is_not_read() -> None:
-    for algorithm in BUILT_IN:
+    for algorithm in ALGORITHMS:
         source = Path(f"agent/algorithms/{algorithm}.py").read_text()
         keys = [key for key, _ in settings() if not is_read_by(algorithm, key)]
         assert len(keys) > 5

@@ -15,7 +15,8 @@ from loops import make_loop
 from safetensors.torch import load_file, save_file
 
 from agent import Policy, evaluation
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.config_loader import flat, load_config
 from agent.exit_codes import Stopped
 from agent.state import capture, restore_

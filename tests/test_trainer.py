@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from agent import Policy, PolicyError
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
 from agent.seeding import PURPOSES, member_seeds

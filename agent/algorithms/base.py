@@ -3,7 +3,6 @@
 Axes: P member · E environment of a member · D numbers of an observation · K action factor · N choices of the widest.
 """
 
-import importlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -13,7 +12,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config, ConfigError, Section
+from agent.config import Config
+from agent.config_fields import ConfigError, Section, imported
 from agent.metrics import Metric
 from agent.networks.heads import Actor
 from agent.normalizer import ObservationNormalizer
@@ -22,7 +22,7 @@ from envs.masks import Masks
 from envs.random_streams import RandomStreams
 from envs.vector_environment import Step
 
-BUILT_IN = {
+CLASSES = {  # of the built-in algorithms
     "gumbel_actor_critic": "agent.algorithms.gumbel_actor_critic:GumbelActorCritic",
     "reinforce": "agent.algorithms.reinforce:Reinforce",
 }
@@ -111,11 +111,7 @@ def make_algorithm(config: Config, task: Task) -> Algorithm:
 
 def algorithm_class(name: str) -> Any:
     """The class that a setting names.  Imports the module of "module:Class"; ConfigError where it is not there."""
-    module, _, attribute = BUILT_IN.get(name, name).partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"algorithm: got '{name}', which cannot be imported: {error}") from None
+    found = imported("algorithm", CLASSES.get(name, name))
     needed = ("metrics", "is_static", "act", "store", "update", "updates_due", "are_finite", "state")
     missing = [key for key in needed if getattr(found, key, None) in (None, getattr(Algorithm, key, None))]
     if missing:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from agent import losses
 from agent.algorithms.base import Algorithm, Task
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.replay import Batch, Replay
 from agent.seeding import member_seeds
 from agent.state import State, named

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from agent.analysis.run_folder import Entry, Settings, load_run, read_config, swept_settings
-from agent.config import nearest, settings
+from agent.config import settings
+from agent.config_fields import nearest
 from agent.config_loader import parse_override, require_today, yaml_scalar
 from envs.errors import UserError
 
@@ -77,7 +78,7 @@ def parse_term(text: str) -> Term:
 def find(terms: Sequence[Term], folder: Path) -> tuple[list[Entry], list[str]]:
     """Entries of the finished runs in a folder that meet all terms, and why other matching runs are left out.
 
-    A sweep's settings are matched one by one. UserError, with what there is, where nothing matches.
+    A sweep's settings are matched one by one. UserError, with the existing values, where nothing matches.
     """
     entries, left_out, seen = [], [], []
     for path in sorted(folder.glob("*/config.yaml")):
@@ -98,10 +99,10 @@ def matches(terms: Sequence[Term], config: Settings) -> bool:
 
 
 def nothing_matches(terms: Sequence[Term], seen: Sequence[Settings], folder: Path) -> str:
-    """The values that there are of each setting asked for."""
+    """The existing values of each setting asked for."""
     if not seen:
         return f"--filter: no runs in {folder}{'/' if folder.is_dir() else ', which does not exist'}"
-    lines = [f"--filter: no finished run in {folder}/ matches all of it; there is"]
+    lines = [f"--filter: no finished run in {folder}/ matches all of it; existing values:"]
     for term in terms:
         count = Counter(yaml_scalar(term.value_in(config)) for config in seen)
         listed = ", ".join(f"{value} ({number})" for value, number in count.most_common(10))

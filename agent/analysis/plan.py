@@ -9,7 +9,8 @@ from typing import Any
 import yaml
 
 from agent.analysis.filters import free_form_of
-from agent.config import BUILT_IN, Config, changes_learning, is_read_by, nearest, settings
+from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, settings
+from agent.config_fields import nearest
 from agent.config_loader import load_config, parse_yaml, require_today, yaml_scalar
 from envs.errors import UserError
 
@@ -72,7 +73,7 @@ def plan(
     for values in itertools.product(*axes.values()):
         chosen = dict(zip(axes, values, strict=True))
         algorithm = [f"algorithm={yaml_scalar(chosen['algorithm'])}"] if "algorithm" in chosen else []
-        if chosen.get("algorithm") in BUILT_IN:
+        if chosen.get("algorithm") in ALGORITHMS:
             algorithm.append("algorithm_kwargs={}")  # are those of another algorithm
         base = load_config(config_file, [*overrides, *algorithm, *own, "run_dir=null"])
         read = [f"{key}={yaml_scalar(value)}" for key, value in chosen.items() if is_read_by(base.algorithm, key)]

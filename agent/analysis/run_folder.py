@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from agent.analysis.statistics import Curve
-from agent.config import Value
+from agent.config_fields import Value
 from agent.config_loader import as_text, flat, member_with_new_keys, read_yaml, tell_once, with_new_keys
 from envs.errors import UserError
 

@@ -9,7 +9,6 @@ The contract, for the built-in one and for those of users (docs/extending.md):
 It knows nothing of the population and draws its initial weights from torch's global generator, as torch's layers do.
 """
 
-import importlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
@@ -19,7 +18,7 @@ from torch import nn
 from torch.func import functional_call
 
 from agent.config import Config
-from envs.errors import UserError
+from agent.config_fields import ConfigError, imported
 
 BUILT_IN = "mlp"
 DROPOUTS = nn.modules.dropout._DropoutNd
@@ -32,7 +31,7 @@ class NetworkSpec(NamedTuple):
     kwargs: dict[str, Any]
 
 
-class NetworkError(UserError):
+class NetworkError(ConfigError):
     """A network that cannot be used: the text says which and why."""
 
 
@@ -62,14 +61,10 @@ def network_spec(config: Config, layer_norm: bool) -> NetworkSpec:
 
 
 def network_class(name: str) -> type[nn.Module]:
-    """The class that a setting names.  Imports the module of "module:Class"; NetworkError where that is not there."""
+    """The class that a setting names.  Imports the module of "module:Class"; ConfigError where that does not exist."""
     if name == BUILT_IN:
         return MLP
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise NetworkError(f"network.name: got '{name}', which cannot be imported: {error}") from None
+    found = imported("network.name", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise NetworkError(f"network.name: got '{name}', which is not a class of torch.nn.Module")
     return found

@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from agent.config import ConfigError
+from agent.config_fields import ConfigError
 
 COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 40 s and saves about a millisecond of each
 EAGER_CALLS = 3  # before a graph is captured: libraries set themselves up in the first calls

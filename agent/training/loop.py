@@ -9,7 +9,8 @@ from torch import Tensor
 
 from agent.action_space import ActionSpace
 from agent.algorithms.base import Algorithm, Task, make_algorithm
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.normalizer import ObservationNormalizer
 from agent.seeding import member_seeds
 from agent.state import State, named

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.config_loader import flat, load_config, member_with_new_keys
 from agent.training.checkpoint import Checkpoint, latest, read
 from agent.training.tracking import METRICS_FILE
@@ -73,9 +74,10 @@ def require_same(saved: dict[str, object], config: Config, run_dir: Path) -> Non
     differing = [key for key in own if key not in may_differ and ordered(key, own[key]) != ordered(key, saved[key])]
     if differing:
         listed = "\n".join(f"  {key}: {saved[key]!r} there, {own[key]!r} here" for key in differing)
+        free = ", ".join(key for key in FREE if key != "run_dir")
         raise ConfigError(
             f"{run_dir} cannot be resumed with this config, other settings would make it another run:\n{listed}\n"
-            f"only total_env_steps, {', '.join(FREE[1:4])}, checkpoint.keep and wandb.* may change"
+            f"only {free} and wandb.* may change"
         )
 
 

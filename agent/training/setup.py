@@ -6,7 +6,8 @@ import shutil
 import torch
 
 import envs
-from agent.config import Config, ConfigError
+from agent.config import Config
+from agent.config_fields import ConfigError
 from envs import VectorEnvironment
 
 
