@@ -1,5 +1,5 @@
 # make train: set up, then train on CartPole-v1.
-# make test: set up, then lint, types, tests.   make test-fast: the tests of parts only.
+# make test: set up, then lint, types, tests that also check shapes.   make test-fast: the tests of parts only.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -25,7 +25,7 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --jaxtyping-packages=agent,beartype.beartype
 
 test-fast: setup
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not whole_run"

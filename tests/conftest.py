@@ -27,8 +27,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Checking every shape of every call makes a run three times as long; the tests of its parts do."""
-    jaxtyping.config.update("jaxtyping_disable", is_of_whole_runs(item.path))
+    """`make test` checks shapes, which makes a run several times as long; only the quick tests of parts do it."""
+    is_long = is_of_whole_runs(item.path) or item.get_closest_marker("slow") is not None
+    jaxtyping.config.update("jaxtyping_disable", is_long)
 
 
 @pytest.fixture

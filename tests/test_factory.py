@@ -109,6 +109,7 @@ def test_kwargs_and_time_limit_reach_the_environment(vectorization_mode: str) ->
     assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("end", "code"), [("", 0), ("del env", 0), ("os.kill(os.getpid(), 9)", -9)])
 def test_processes_of_environments_end_with_the_run(end: str, code: int) -> None:
     """In silence; whoever reads their errors waits for them."""

@@ -48,6 +48,7 @@ def test_chain_bandits_values_are_those_of_enumeration(num_factors: int, num_cho
     assert env.random_value() == pytest.approx(reward.mean(1).mean().item(), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_chain_bandits_optimum_is_that_of_enumeration_over_a_million_actions() -> None:
     env = ChainBandit(num_factors=8, num_choices=6, num_contexts=1, interaction=2.0)
     reward = rewards(env, joint_actions(8, 6))
@@ -87,6 +88,7 @@ def test_chain_bandits_reward_has_variance_one(num_factors: int, interaction: fl
     assert residual.square().mean().item() == pytest.approx(share, abs=5 * math.sqrt(2 / num_contexts) * share + 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("num_factors", "num_choices"), [(8, 10), (12, 10)])
 def test_chain_bandit_holds_a_trillion_actions(num_factors: int, num_choices: int) -> None:
     """The best of 500 ascents, which choose for two neighbours at a time, is the optimum."""

@@ -101,6 +101,7 @@ def test_float32_observations_are_those_of_gymnasium_to_rounding(env_id: str, ge
     assert np.array_equal(reward[terminated == expected[2]], expected[1][terminated == expected[2]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sutton_barto_reward", [False, True])
 def test_cartpole_is_gymnasiums_vector_env_over_a_million_transitions(
     sutton_barto_reward: bool, generator: Generator

@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import pytest
 import torch
 from torch import Generator, Tensor
 
@@ -74,6 +75,7 @@ def one_step(state: HarvestState, action: int, count: int = 1) -> tuple[HarvestS
     return successor, env.reward(many, actions, successor, rng), env.terminal(successor, rng)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_the_plain_python_game() -> None:
     num_envs, env = 40, TensorEnv(Harvest(40), max_episode_steps=200)
     functional, rng = env.env, env.streams

@@ -314,6 +314,7 @@ def test_wandb_that_fails_costs_a_comparison_one_warning(run_dir: Path, wandb: M
     assert warning.getMessage().startswith("W&B has not got this comparison") and "\n" not in warning.getMessage()
 
 
+@pytest.mark.slow
 def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, caplog: Any, capfd: Any) -> None:
     wandb = pytest.importorskip("wandb")
     with Tracker(run_dir, make_config("seeds=2", "wandb.mode=offline")) as tracker:
@@ -356,6 +357,7 @@ def run_python(code: str, cwd: Path, **streams: Any) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, env=environment, timeout=60, **streams)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["auto", "online"])
 def test_no_login_on_a_terminal_leads_to_no_prompt(mode: str, run_dir: Path) -> None:
     """Here wandb.init itself asks, and waits for an answer."""
@@ -383,6 +385,7 @@ with Tracker(Path(), load_config(None, ["env.id=CartPole-v1", "wandb.mode={mode}
     assert len(list(run_dir.glob("wandb/offline-run-*"))) == (mode == "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["nowhere", "environment", "netrc"])
 def test_login_is_found_without_network(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
@@ -401,6 +404,7 @@ def test_login_is_found_without_network(source: str, tmp_path: Path, monkeypatch
     assert (done.stdout.strip(), done.stderr) == ("offline" if source == "nowhere" else "online", "")
 
 
+@pytest.mark.slow
 def test_offline_comparison_lies_in_its_folder(run_dir: Path) -> None:
     pytest.importorskip("wandb")
     code = f"""
