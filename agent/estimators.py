@@ -1,14 +1,14 @@
 """How a gradient passes a discrete sample: pure functions of (logits, tau, noise, Q).
 
 An estimator is a surrogate objective [P, B]: its value is the critics' Q(s, .) at the action drawn, its gradient with
-respect to the policy's logits [P, B, K, N] estimates that of E_{a ~ pi} Q(s, a). Noise comes in from outside,
-[num_samples, P, B, K, N] standard Gumbel, so that the same draw can be repeated.
+respect to the policy's logits [P, B, K, N] estimates that of E_{a ~ pi} Q(s, a). Noise comes in from outside, so that
+the same draw can be repeated.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float32, Float64
@@ -26,6 +26,13 @@ class ActionValue(Protocol):
 
     def counterfactuals(self, action: Tensor) -> Tensor:
         """[P, B, K, N]: Q(s, action) had factor k taken choice n, the other factors as they are in a one-hot action."""
+
+
+class Noise(NamedTuple):
+    """Standard Gumbel noise of an estimate."""
+
+    sample: Float[Tensor, "P B K N"]  # of the action drawn
+    further: Float[Tensor, "S P B K N"]  # of more draws, where an estimator averages over several
 
 
 def gumbel(uniform: Float64[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
@@ -53,10 +60,10 @@ def through(value: Tensor, surrogate: Tensor) -> Tensor:
     return value.detach() + (surrogate - surrogate.detach())
 
 
-def straight_through_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def straight_through_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """The critic sees the hard sample, and its gradient passes the relaxed one at the same noise.
 
-        g ~ Gumbel(0, 1)                                noise
+        g ~ Gumbel(0, 1)                                noise.sample
         a = one_hot(argmax(logits + g))                 Jang et al. 2017, eq. 1
         y = softmax((logits + g) / tau)                 eq. 2
         Q(s, a + y - stop_gradient(y))                  sec. 2.2
@@ -64,41 +71,41 @@ def straight_through_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, 
     The draw is exact for every tau: P(a) = softmax(logits)_a. Only the gradient is biased; for a critic linear in a the
     bias vanishes as tau -> 0 while the variance grows as 1 / tau.
     """
-    perturbed = logits + noise[0]
+    perturbed = logits + noise.sample
     a = one_hot_argmax(perturbed)
     y = (perturbed / tau).softmax(-1)
     return q(a + (y - y.detach()))
 
 
-def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """The exact gradient of Q at the relaxed sample: the critic sees y, which is no action.
 
     Q(s, y),  y = softmax((logits + g) / tau)                                 Maddison et al. 2017; Jang et al. 2017
     """
-    return q(((logits + noise[0]) / tau).softmax(-1))
+    return q(((logits + noise.sample) / tau).softmax(-1))
 
 
-def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """The critic's gradient at the hard sample, through the policy's own probabilities; tau plays no part.
 
     Q(s, a + pi - stop_gradient(pi))                                                              Bengio et al. 2013
 
     Unbiased for a critic linear in each factor, where it is the local expectation.
     """
-    return q(through(hard_sample(logits, noise[0]), logits.softmax(-1)))
+    return q(through(hard_sample(logits, noise.sample), logits.softmax(-1)))
 
 
-def gumbel_rao(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def gumbel_rao(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """Straight-through Gumbel-softmax, its relaxation averaged over noise that would have drawn the same action.
 
-    a from noise[0]; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
+    a from noise.sample; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
         l_i + g_i = -log E_i,   l_j + g_j = -log(E_j / pi_j + E_i)                Paulus et al. 2021
         y = mean softmax((l + g) / tau),   Q(s, a + y - stop_gradient(y))
 
     The same mean as straight-through Gumbel-softmax and never more variance, for one critic call.
     """
-    a = hard_sample(logits, noise[0])
-    perturbed = conditional_gumbel(logits.log_softmax(-1), a, noise[1:])
+    a = hard_sample(logits, noise.sample)
+    perturbed = conditional_gumbel(logits.log_softmax(-1), a, noise.further)
     y = (through(perturbed, logits) / tau).softmax(-1).mean(0)
     return q(through(a, y))
 
@@ -114,7 +121,7 @@ def conditional_gumbel(
     return torch.where(a.bool(), top, -torch.logaddexp(-noise - log_pi, -top))
 
 
-def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue, *, gap: float) -> Tensor:
+def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue, *, gap: float) -> Tensor:
     """Straight through a softmax whose logits are moved, without a gradient, until the choice drawn leads by a gap.
 
     a = one_hot(argmax(logits + g)),  i the choice drawn
@@ -123,13 +130,13 @@ def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: Actio
 
     No randomness beyond a: less variance than straight-through Gumbel-softmax. Biased for a linear critic too.
     """
-    a = hard_sample(logits, noise[0])
+    a = hard_sample(logits, noise.sample)
     top = logits.amax(-1, keepdim=True)
     moved = torch.where(a.bool(), top, logits - (logits + gap - top).relu())
     return q(through(a, (through(moved, logits) / tau).softmax(-1)))
 
 
-def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def reinmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """Second-order straight-through: Heun's method where straight-through softmax is Euler's.
 
     a ~ pi,  p = (a + softmax(logits / tau)) / 2
@@ -138,13 +145,13 @@ def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tenso
 
     At tau = 1 unbiased for a critic linear or quadratic in a factor. tau below 1 counts as 1: the authors' range.
     """
-    a = hard_sample(logits, noise[0])
+    a = hard_sample(logits, noise.sample)
     p = 0.5 * (a + (logits / tau.clamp(min=1.0)).softmax(-1))
     y = 2 * through(p.log(), logits).softmax(-1) - 0.5 * logits.softmax(-1)
     return q(through(a, y))
 
 
-def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def local_expectation(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """Each factor's exact sum over its choices, the other factors held at their sample.
 
     a ~ pi,  q_kn = Q(s, a with the choice of factor k replaced by n)
@@ -153,13 +160,13 @@ def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue
     Unbiased for any critic, and exact for a single factor. One evaluation where the critic is linear in each factor;
     sum_k n_k of them, as one batch, where it is not.
     """
-    a = hard_sample(logits, noise[0])
+    a = hard_sample(logits, noise.sample)
     counterfactuals = q.counterfactuals(a).detach()
     value = (counterfactuals * a).sum(-1)[..., 0]  # at a itself, whichever the factor
     return through(value, (logits.softmax(-1) * counterfactuals).sum((-2, -1)))
 
 
-def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def exact(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for the mean of critics that are linear in each factor.
 
     With K = 1 this is the sum over actions of discrete SAC (Christodoulou 2019, eq. 12). Differs from it: a min over
@@ -168,7 +175,7 @@ def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
     return q(logits.softmax(-1))
 
 
-def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """REINFORCE with the critic as return: several samples, the mean of the others as the baseline of each.
 
         1 / (m - 1) sum_i stop_gradient(Q_i - mean_j Q_j) log pi(a_i)                      Kool et al. 2019, eq. 8
@@ -176,13 +183,13 @@ def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Tensor, q: 
     Unbiased for any critic; needs no gradient of Q. The value is Q at the first sample. The logits stand in for log pi:
     the weights sum to zero, so that its normalizer cancels.
     """
-    samples = [hard_sample(logits, g) for g in noise]
+    samples = [hard_sample(logits, g) for g in (noise.sample, *noise.further)]
     values = torch.stack([q(a) for a in samples]).detach()
     weights = (values - values.mean(0)) / (len(samples) - 1)
     return through(values[0], (weights * (torch.stack(samples) * logits).sum((-2, -1))).sum(0))
 
 
-def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Tensor:
+def score_function_value(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Tensor:
     """REINFORCE with the critic as return and Q(s, pi_1 ... pi_K) as baseline.
 
         mean_i stop_gradient(Q_i - Q(s, pi)) log pi(a_i)                                              Williams 1992
@@ -190,7 +197,7 @@ def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionVa
     Unbiased for any critic, since the baseline depends on no sample; it is V(s) where the critic is linear in each
     factor and an approximation of it elsewhere.
     """
-    samples = [hard_sample(logits, g) for g in noise]
+    samples = [hard_sample(logits, g) for g in (noise.sample, *noise.further)]
     values = torch.stack([q(a) for a in samples]).detach()
     baseline = q(logits.softmax(-1).detach()).detach()
     log_pi = (torch.stack(samples) * logits.log_softmax(-1)).sum((-2, -1))
@@ -201,8 +208,14 @@ def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionVa
 class Estimator:
     """Its surrogate objective, and how many Gumbel draws it takes."""
 
-    surrogate: Callable[[Tensor, Tensor, Tensor, ActionValue], Tensor]
+    surrogate: Callable[[Tensor, Tensor, Noise, ActionValue], Tensor]
     num_samples: int = 1
+    is_random: bool = True
+
+    def noise(self, uniform: Float64[Tensor, "P S B K N"]) -> Noise:
+        """From `num_samples` uniform numbers for every logit."""
+        draws = gumbel(uniform).transpose(0, 1)
+        return Noise(sample=draws[0], further=draws[1:])
 
 
 def make_estimator(config: EstimatorConfig) -> Estimator:
@@ -226,4 +239,4 @@ def make_estimator(config: EstimatorConfig) -> Estimator:
         case "local_expectation":
             return Estimator(local_expectation)
         case "exact":
-            return Estimator(exact, num_samples=0)
+            return Estimator(exact, is_random=False)

@@ -26,7 +26,7 @@ class ObservationNormalizer:
         self.var = torch.ones(shape, device=device)
         self.count = torch.zeros((num_members, 1), device=device)
 
-    def update(self, obs: Float[Tensor, "P E D"], valid: Bool[Tensor, "P E"]) -> None:
+    def update_(self, obs: Float[Tensor, "P E D"], valid: Bool[Tensor, "P E"]) -> None:
         """Takes in the valid rows."""
         if self.is_identity:
             return

@@ -167,7 +167,7 @@ class Policy:
         self.normalizer.mean[members] = normalizer.mean[members]
         self.normalizer.var[members] = normalizer.var[members]
 
-    def record_evaluation(self, env_steps: int, returns: list[float]) -> None:
+    def record_evaluation_(self, env_steps: int, returns: list[float]) -> None:
         """Notes when the weights were taken and what each member's greedy episodes brought."""
         self.info = self.info.model_copy(
             update={

@@ -89,7 +89,7 @@ class Replay:
         self.written = torch.arange(-frame_stack + 1, 2, device=device)  # the frames of obs, the newest of next_obs
         self.stacked = self.written[:-1]
 
-    def add(
+    def add_(
         self,
         obs: Float[Tensor, "P E D"],
         action: Int[Tensor, "P E K"],

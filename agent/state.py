@@ -1,4 +1,8 @@
-"""Training state as named live tensors: copied out for a checkpoint, written back in place."""
+"""Training state as named live tensors: copied out for a checkpoint, written back in place.
+
+A function that changes such tensors ends in an underscore, as torch's do. The verbs of reinforcement learning do not:
+act, step, store, update, reset; nor do the draws of a random stream, as in NumPy.
+"""
 
 from collections.abc import Mapping
 

@@ -130,7 +130,7 @@ def run_until(loop: TrainingLoop, env_steps: int, more: int) -> int:
     """Iterates for so many more environment steps of a member; returns where it stands."""
     end = env_steps + more
     while env_steps < end:
-        loop.iterate(env_steps)
+        loop.run_iteration(env_steps)
         env_steps += loop.num_envs
     synchronize(loop.device)
     return env_steps

@@ -117,6 +117,7 @@ def test_one_factor_needs_no_embeddings() -> None:
     assert torch.equal(multilinear.network.flat, per_action.network.flat)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_interactions_of_either_sign_can_be_learnt(sign: float, generator: Generator) -> None:
     """Q = +-1 where two factors agree: fitted by gradient descent to a mean squared error below 0.01."""

@@ -4,15 +4,15 @@ import itertools
 from collections.abc import Callable
 from typing import Any, get_args
 
-import oracles.estimators
 import pytest
 import torch
+from oracles.estimators import closed_form
 from torch import Generator, Tensor
 
 from agent.action_space import IMPOSSIBLE, ActionSpace
 from agent.config import EstimatorConfig
 from agent.diagnostics.gradient_quality import estimated_gradient
-from agent.estimators import Estimator, conditional_gumbel, gumbel, hard_sample, make_estimator
+from agent.estimators import Estimator, Noise, conditional_gumbel, gumbel, hard_sample, make_estimator
 
 LOGITS = torch.tensor([[2.0, 0.0, -1.0], [0.5, 0.5, -3.0]])  # K = 2 factors
 CHI_SQUARE_1E6 = {1: 23.9, 2: 27.6, 4: 33.4}  # exceeded by chance once in 10^6, by degrees of freedom
@@ -32,11 +32,19 @@ def gumbel_noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
     return gumbel(torch.rand(shape, dtype=torch.float64, generator=generator))
 
 
+def noise_for(estimator: Estimator, shape: tuple[int, ...], generator: Generator) -> Noise:
+    num_members, *rest = shape
+    uniform = torch.rand((num_members, estimator.num_samples, *rest), dtype=torch.float64, generator=generator)
+    return estimator.noise(uniform)
+
+
 def straight_through_sample(logits: Tensor, tau: float, noise: Tensor) -> Tensor:
     """What straight-through Gumbel-softmax shows to the critic, at [B, K, N] logits."""
     shown: list[Tensor] = []
     q = AnyQ(lambda action: shown.append(action) or action.sum((-2, -1)))
-    made("straight_through_gumbel_softmax").surrogate(logits[None], torch.tensor(tau), noise[None, None], q)
+    made("straight_through_gumbel_softmax").surrogate(
+        logits[None], torch.tensor(tau), Noise(noise[None], noise[None, :0]), q
+    )
     return shown[0][0]
 
 
@@ -144,7 +152,7 @@ class AnyQ:
         return values
 
 
-def estimate(estimator: Estimator, logits: Tensor, tau: float, noise: Tensor, q: AnyQ) -> tuple[Tensor, Tensor]:
+def estimate(estimator: Estimator, logits: Tensor, tau: float, noise: Noise, q: AnyQ) -> tuple[Tensor, Tensor]:
     """The surrogate's value and its gradient, at [P, B, K, N] logits."""
     taus = torch.full((len(logits),), tau)
     gradient = estimated_gradient(estimator, q, logits, taus, noise)
@@ -191,7 +199,7 @@ def sampled_gradients(
     estimator: Estimator, logits: Tensor, q: AnyQ, tau: float, num_draws: int, generator: Generator
 ) -> Tensor:
     """[num_draws, K, N] estimates at [K, N] logits."""
-    noise = gumbel_noise((estimator.num_samples, 1, num_draws, *logits.shape), generator)
+    noise = noise_for(estimator, (1, num_draws, *logits.shape), generator)
     return estimate(estimator, logits.expand(1, num_draws, *logits.shape), tau, noise, q)[1][0]
 
 
@@ -203,14 +211,14 @@ def test_value_and_gradient_are_the_closed_form(
 ) -> None:
     """With masked and padding choices."""
     config = EstimatorConfig(gap=0.7, num_samples=5, **settings)
-    estimator, by_hand = make_estimator(config), oracles.estimators.make_estimator(config)
+    estimator, by_hand = make_estimator(config), closed_form(config)
     legal = torch.rand(2, 50, 2, 3, generator=generator) < 0.6
     legal[..., 0], legal[..., 1, 2] = True, False
     logits = torch.randn(2, 50, 2, 3, generator=generator).masked_fill(~legal, IMPOSSIBLE)
-    noise = gumbel_noise((estimator.num_samples, 2, 50, 2, 3), generator)
+    noise = noise_for(estimator, (2, 50, 2, 3), generator)
     q = AnyQ({"curved": curved_q, "multilinear": multilinear_q}[critic])
     value, gradient = estimate(estimator, logits, tau, noise, q)
-    expected = by_hand.estimate(logits, torch.tensor(tau), noise, q)
+    expected = by_hand(logits, torch.tensor(tau), noise, q)
     torch.testing.assert_close(value, expected.value)
     torch.testing.assert_close(gradient, expected.gradient, rtol=1e-4, atol=1e-6)
 
@@ -218,13 +226,14 @@ def test_value_and_gradient_are_the_closed_form(
 @pytest.mark.parametrize("num_factors", [1, 2])
 def test_exact_equals_enumeration_for_a_linear_critic(num_factors: int, generator: Generator) -> None:
     logits, q = LOGITS[:num_factors], linear_q(torch.randn(num_factors, 3, generator=generator))
-    _, gradient = estimate(made("exact"), logits[None, None], 1.0, torch.zeros(0, 1, 1, *logits.shape), q)
-    torch.testing.assert_close(gradient[0, 0], enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
+    gradient = sampled_gradients(made("exact"), logits, q, 1.0, 1, generator)[0]
+    torch.testing.assert_close(gradient, enumerated_gradient(logits, q), rtol=1e-5, atol=1e-6)
 
 
-def test_exact_equals_enumeration_for_a_multilinear_critic() -> None:
-    q = AnyQ(multilinear_q)
-    value, gradient = estimate(made("exact"), LOGITS[None, None], 1.0, torch.zeros(0, 1, 1, 2, 3), q)
+def test_exact_equals_enumeration_for_a_multilinear_critic(generator: Generator) -> None:
+    estimator, q = made("exact"), AnyQ(multilinear_q)
+    noise = noise_for(estimator, (1, 1, 2, 3), generator)
+    value, gradient = estimate(estimator, LOGITS[None, None], 1.0, noise, q)
     torch.testing.assert_close(gradient[0, 0], enumerated_gradient(LOGITS, q), rtol=1e-5, atol=1e-6)
     pi = LOGITS.softmax(-1)
     expected = sum((pi * a).sum(-1).prod() * multilinear_q(a) for a in one_hots(2))
@@ -261,6 +270,7 @@ def test_mean_gradient_is_the_enumerated_one(
     assert (error < 5 * gradients.std(0) / num_draws**0.5 + 1e-6).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["straight_through_gumbel_softmax", "gapped_straight_through", "gumbel_rao"])
 def test_mean_gradient_of_a_biased_estimator_is_not_the_enumerated_one(name: str, generator: Generator) -> None:
     """The negative control of the test above: off by more than 20 standard errors at tau = 1, linear critic."""
@@ -270,6 +280,7 @@ def test_mean_gradient_of_a_biased_estimator_is_not_the_enumerated_one(name: str
     assert (error > 20 * gradients.std(0) / num_draws**0.5).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tau", [0.3, 1.0])
 def test_gumbel_rao_keeps_the_mean_of_straight_through_and_lowers_its_variance(
     tau: float, generator: Generator
@@ -310,7 +321,7 @@ def test_impossible_choices_get_no_gradient_and_extreme_logits_stay_finite(
     masked = torch.rand(1, 200, 1, 3, generator=generator) < 0.3
     masked[..., 0] = False
     logits = actions.mask_logits(logits).masked_fill(masked, IMPOSSIBLE)
-    noise = gumbel_noise((estimator.num_samples, 1, 200, 2, 3), generator)
+    noise = noise_for(estimator, (1, 200, 2, 3), generator)
     for tau in (0.05, 1.0):
         value, gradient = estimate(estimator, logits, tau, noise, AnyQ(curved_q))
         assert value.isfinite().all() and gradient.isfinite().all()
@@ -321,7 +332,7 @@ def test_impossible_choices_get_no_gradient_and_extreme_logits_stay_finite(
 def test_a_constant_added_to_the_critic_changes_no_gradient(settings: dict[str, Any], generator: Generator) -> None:
     estimator = made(**settings)
     logits = torch.randn(1, 50, 2, 3, generator=generator)
-    noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
+    noise = noise_for(estimator, (1, 50, 2, 3), generator)
     plain, shifted = (
         estimate(estimator, logits, 0.7, noise, AnyQ(lambda a, c=c: curved_q(a) + c * a.sum((-2, -1))))[1]
         for c in (0.0, 50.0)
@@ -332,7 +343,7 @@ def test_a_constant_added_to_the_critic_changes_no_gradient(settings: dict[str, 
 @pytest.mark.parametrize("settings", VARIANTS)
 def test_tau_matters_where_the_config_says_so(settings: dict[str, Any], generator: Generator) -> None:
     estimator = made(**settings)
-    noise = gumbel_noise((estimator.num_samples, 1, 50, 2, 3), generator)
+    noise = noise_for(estimator, (1, 50, 2, 3), generator)
     low, high = (estimate(estimator, LOGITS.expand(1, 50, 2, 3), tau, noise, AnyQ(curved_q))[1] for tau in (1.0, 3.0))
     assert torch.equal(low, high) != EstimatorConfig(**settings).depends_on_tau
 
@@ -340,10 +351,10 @@ def test_tau_matters_where_the_config_says_so(settings: dict[str, Any], generato
 @pytest.mark.parametrize("settings", [s for s in VARIANTS if s["name"] not in ("exact", "relaxed_gumbel_softmax")])
 def test_value_is_that_of_the_critic_at_the_drawn_action(settings: dict[str, Any], generator: Generator) -> None:
     q, estimator = linear_q(torch.randn(2, 3, generator=generator)), made(**settings)
-    noise = gumbel_noise((estimator.num_samples, 1, 8, 2, 3), generator)
+    noise = noise_for(estimator, (1, 8, 2, 3), generator)
     logits = LOGITS.expand(1, 8, 2, 3)
     value, _ = estimate(estimator, logits, 1.0, noise, q)
-    torch.testing.assert_close(value, q(hard_sample(logits, noise[0])))
+    torch.testing.assert_close(value, q(hard_sample(logits, noise.sample)))
 
 
 def test_padding_choices_have_no_probability() -> None:

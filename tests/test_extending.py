@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_estimators import AnyQ, curved_q, estimate, gumbel_noise, made
+from test_estimators import AnyQ, curved_q, estimate, made, noise_for
 from test_scripts import SHORT
 from torch import Generator
 
@@ -40,7 +40,7 @@ from agent.algorithms.base import Task, own_settings
 from agent.algorithms.off_policy import OffPolicy
 from agent.config import Config
 from agent.config_fields import Section
-from agent.estimators import ActionValue, relaxed_gumbel_softmax, straight_through_gumbel_softmax
+from agent.estimators import ActionValue, Noise, relaxed_gumbel_softmax, straight_through_gumbel_softmax
 from agent.metrics import METRICS, Metric
 from agent.networks.heads import make_actor
 from agent.networks.population import Parameters, all_finite
@@ -122,9 +122,9 @@ def test_a_tensor_environment_of_ones_own_is_learned(own: str, tmp_path: Path) -
 
 
 def test_an_estimator_of_ones_own_is_differentiated(own: str, generator: Generator) -> None:
-    logits, noise = torch.randn(2, 9, 2, 3, generator=generator), gumbel_noise((1, 2, 9, 2, 3), generator)
-    q = AnyQ(curved_q)
-    _, gradient = estimate(Estimator(module_of(own).halfway), logits, 0.7, noise, q)
+    estimator, q = Estimator(module_of(own).halfway), AnyQ(curved_q)
+    logits, noise = torch.randn(2, 9, 2, 3, generator=generator), noise_for(estimator, (2, 9, 2, 3), generator)
+    _, gradient = estimate(estimator, logits, 0.7, noise, q)
     parts = [
         estimate(made(name), logits, 0.7, noise, q)[1]
         for name in ("straight_through_gumbel_softmax", "relaxed_gumbel_softmax")

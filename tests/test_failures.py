@@ -34,14 +34,14 @@ def failing(run_dir: Path, *overrides: str) -> Config:
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the last member's parameters NaN in the 60th step."""
-    iterate = TrainingLoop.iterate
+    run_iteration = TrainingLoop.run_iteration
 
-    def iterate_and_poison(loop: TrainingLoop, env_steps: int) -> None:
-        iterate(loop, env_steps)
+    def run_and_poison(loop: TrainingLoop, env_steps: int) -> None:
+        run_iteration(loop, env_steps)
         if env_steps == 59:
             loop.learner.actor.network.flat[-1] = torch.nan
 
-    monkeypatch.setattr(TrainingLoop, "iterate", iterate_and_poison)
+    monkeypatch.setattr(TrainingLoop, "run_iteration", run_and_poison)
 
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])

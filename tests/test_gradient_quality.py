@@ -127,6 +127,7 @@ def test_adaptive_tau_falls_for_large_batches_and_rises_for_small_ones() -> None
     assert tau[4096] < 0.5 * tau[1]
 
 
+@pytest.mark.slow
 def test_adaptive_tau_is_within_a_step_of_the_best_of_a_grid() -> None:
     agent = filled_agent("tau.schedule=adaptive", "batch_size=128")
     inspect(agent, times=10)

@@ -111,9 +111,9 @@ def test_target_of_a_joint_critic_takes_a_hard_action_of_the_current_policy(gene
     with torch.no_grad():
         agent.actor.network.flat.mul_(50)
     batch, noise = random_batch(agent, generator), agent.noise_()
-    action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise.target[0]).argmax(-1))
+    action = agent.actions.one_hot((agent.actor(batch.next_obs) + noise.target).argmax(-1))
     q = agent.target_critics.evaluate(agent.target_critics.encode(batch.next_obs), action).amin(0)
-    value = agent.next_value(batch.next_obs, None, torch.ones(1), noise)
+    value = agent.next_value(batch.next_obs, None, torch.ones(1), noise.target)
     torch.testing.assert_close(value, q)
 
 
@@ -124,7 +124,7 @@ def test_target_of_a_linear_critic_is_the_expectation_over_the_policy(generator:
     batch = random_batch(agent, generator)
     pi = agent.actor(batch.next_obs).softmax(-1)[:, :, 0]
     heads = agent.target_critics.encode(batch.next_obs).mean(0)
-    value = agent.next_value(batch.next_obs, None, torch.ones(1), agent.noise_())
+    value = agent.next_value(batch.next_obs, None, torch.ones(1), agent.noise_().target)
     torch.testing.assert_close(value, (pi * heads).sum(-1))
 
 
@@ -283,6 +283,7 @@ def q_values(agent: GumbelActorCritic, obs: list[float]) -> Tensor:
     return torch.stack(values, -1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "obs", "value"),
     [
@@ -298,6 +299,7 @@ def test_probe_has_its_known_value(name: str, obs: list[float], value: list) -> 
     check_probe(learn_probe(name), obs, value)
 
 
+@pytest.mark.slow
 def test_joint_critic_learns_the_choice_that_depends_on_the_observation() -> None:
     agent = learn_probe("Probe/ChoiceFromObs-v0", "critic.structure=joint")
     check_probe(agent, [-1.0, 1.0], [[1.0, -1.0], [-1.0, 1.0]])
@@ -310,6 +312,7 @@ def check_probe(agent: GumbelActorCritic, obs: list[float], value: list) -> None
         assert greedy == [int(np.argmax(v)) for v in value]
 
 
+@pytest.mark.slow
 def test_a_time_limit_taken_for_the_end_of_the_task_gives_the_wrong_value() -> None:
     """Negative control of the probe: the value then stays below 1 / (1 - gamma) = 5 by more than the tolerance."""
     agent = learn_probe("Probe/TimeLimit-v0", truncation_ends_the_task=True)

@@ -97,7 +97,7 @@ def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_ste
     loop = make_loop(scripted(6, mode, 2), *settings)
     num_terminal = num_others = 0
     for iteration in range(120):
-        loop.iterate(3 * iteration)
+        loop.run_iteration(3 * iteration)
         if iteration % 10 != 9:
             continue
         u, v = torch.rand((2, 2, 50), dtype=torch.float64, generator=generator)
@@ -122,7 +122,7 @@ def test_replay_of_stacked_frames_keeps_one_mask_for_each_observation(generator:
             masks = Masks(masks_of(obs[..., -2:]), masks_of(next_obs[..., -2:]))
             ends, no = torch.tensor([[t == length - 1]]), torch.tensor([[False]])
             action = torch.zeros(1, 1, 2, dtype=torch.int64)
-            replay.add(obs, action, torch.ones(1, 1), no, ends, next_obs, ~no, masks)
+            replay.add_(obs, action, torch.ones(1, 1), no, ends, next_obs, ~no, masks)
         u, v = torch.rand((2, 1, 40), dtype=torch.float64, generator=generator)
         batch, masks = batch_and_masks(replay, u, v, generator)
         assert torch.equal(masks.obs, masks_of(batch.obs[..., -2:]))
@@ -135,6 +135,7 @@ def test_replay_memory_grows_by_a_byte_for_each_choice_with_masks_alone() -> Non
     assert Replay(1, 1, 100, 4, 2, 1, gamma, mask_shape=(2, 3)).kept_masks.nbytes == 100 * 2 * 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize(
     ("mode", "num_members"), [(AutoresetMode.NEXT_STEP, 2), (AutoresetMode.SAME_STEP, 1), (AutoresetMode.DISABLED, 2)]
@@ -147,7 +148,7 @@ def test_no_barred_choice_is_taken_in_training_or_evaluation(
     settings = [f"algorithm={algorithm}", f"seeds={num_members}", f"env.num_envs={num_envs}", "learning_starts=500"]
     loop = make_loop(scripted(num_members * num_envs, mode, num_members), *settings)
     for iteration in range(500):
-        loop.iterate(num_envs * iteration)
+        loop.run_iteration(num_envs * iteration)
     assert loop.num_updates > 10
     evaluate_for(loop, scripted(num_members * num_parallel_envs(40), mode, num_members))
 
@@ -168,19 +169,21 @@ def test_a_learner_without_masks_takes_barred_choices(algorithm: str) -> None:
     with pytest.raises(RuntimeError, match="is barred by"):
         loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=4")
         for iteration in range(20):
-            loop.iterate(4 * iteration)
+            loop.run_iteration(4 * iteration)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_no_barred_choice_is_taken_in_tensor_environments(algorithm: str) -> None:
     """The second number of an observation counts those that were; with padding."""
     loop = make_loop(TensorEnv(Turnstile(4), 4, num_members=2), f"algorithm={algorithm}", "env.num_envs=2", "seeds=2")
     for iteration in range(300):
-        loop.iterate(2 * iteration)
+        loop.run_iteration(2 * iteration)
         assert (loop.obs[..., 1] == 0).all()
     evaluate_for(loop, TensorEnv(Turnstile(20), 4, num_members=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_taxi_is_driven_by_legal_actions_alone(algorithm: str, mode: str) -> None:
@@ -188,9 +191,8 @@ def test_taxi_is_driven_by_legal_actions_alone(algorithm: str, mode: str) -> Non
     with contextlib.closing(env):
         loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=2", "seeds=2", "learning_starts=100")
         for iteration in range(150):
-            mask = loop.mask.clone()
-            loop.iterate(2 * iteration)
-            assert mask.gather(-1, loop.action.unsqueeze(-1)).all()
+            loop.run_iteration(2 * iteration)
+            assert loop.mask.gather(-1, loop.action.unsqueeze(-1)).all()
 
 
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
@@ -212,7 +214,7 @@ def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure
         expected += float(pi[0, first] * pi[1, second]) * q
     noise = make_agent(f"critic.structure={structure}", f"batch_size={num_draws}", num_choices=(3, 2)).noise_()
     rows = obs.expand(1, num_draws, 4), mask.expand(1, num_draws, 2, 3)
-    value = agent.next_value(*rows, torch.ones(1), noise)
+    value = agent.next_value(*rows, torch.ones(1), noise.target)
     tolerance = 5 * max(np.ptp(values) / 2, 1e-9) / math.sqrt(num_draws) if structure == "joint" else 1e-6
     assert abs(value.mean().item() - expected) < tolerance
 
@@ -220,7 +222,7 @@ def test_value_of_the_next_state_is_the_expectation_over_legal_choices(structure
 def test_entropy_in_the_target_is_over_legal_choices(generator: Generator) -> None:
     plain, soft = make_agent(), make_agent("critic.entropy_in_target=true")
     obs, mask = torch.randn(1, 8, 4, generator=generator), torch.tensor([[True, False, True]]).expand(1, 8, 1, 3)
-    arguments = obs, mask, torch.ones(1), plain.noise_()
+    arguments = obs, mask, torch.ones(1), plain.noise_().target
     difference = soft.next_value(*arguments) - plain.next_value(*arguments)
     torch.testing.assert_close(difference, torch.full((1, 8), math.log(2)), rtol=1e-2, atol=0)  # nearly uniform
 
@@ -330,7 +332,7 @@ def learn_barred_choice(*overrides: str) -> TrainingLoop:
         *overrides,
     )
     for iteration in range(500):
-        loop.iterate(2 * iteration)
+        loop.run_iteration(2 * iteration)
     return loop
 
 
@@ -338,6 +340,7 @@ def greedy(actor: Actor, obs: float, mask: list[bool]) -> int:
     return int(actor(torch.tensor([[[obs]]]), torch.tensor(mask).view(1, 1, 1, 3)).argmax())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [[], ["critic.structure=joint"]], ids=str)
 def test_probe_whose_best_choice_is_barred_half_of_the_time_has_its_known_value(settings: list[str]) -> None:
     loop = learn_barred_choice(*settings)
@@ -347,6 +350,7 @@ def test_probe_whose_best_choice_is_barred_half_of_the_time_has_its_known_value(
     assert (greedy(actor, 1.0, [True, True, True]), greedy(actor, 1.0, [True, True, False])) == (2, 1)
 
 
+@pytest.mark.slow
 def test_barred_choices_in_the_target_give_the_wrong_value(monkeypatch: pytest.MonkeyPatch) -> None:
     """Negative control of the probe: the value of the first observation is then that of the best, barred or not."""
     honest = Replay.masks
@@ -359,6 +363,7 @@ def test_barred_choices_in_the_target_give_the_wrong_value(monkeypatch: pytest.M
     assert (q_values(loop.learner, [0.0]) > 0.6).all()
 
 
+@pytest.mark.slow
 def test_reinforce_learns_the_best_of_the_legal_choices() -> None:
     loop = learn_barred_choice("algorithm=reinforce")
     actor = loop.learner.evaluated_actor

@@ -13,7 +13,7 @@ def test_statistics_are_those_of_all_valid_rows(generator: Generator) -> None:
     for _ in range(50):
         obs = torch.randn(2, 4, 3, generator=generator) * 5 + 100
         valid = torch.rand(2, 4, generator=generator) < 0.7
-        normalizer.update(obs, valid)
+        normalizer.update_(obs, valid)
         for p in range(2):
             seen[p].append(obs[p][valid[p]].numpy())
     for p in range(2):
@@ -24,25 +24,25 @@ def test_statistics_are_those_of_all_valid_rows(generator: Generator) -> None:
 
 def test_observations_come_out_centred_scaled_and_clipped() -> None:
     normalizer = ObservationNormalizer(1, torch.zeros(1, dtype=torch.bool))
-    normalizer.update(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, True]]))
+    normalizer.update_(torch.tensor([[[1.0], [5.0]]]), torch.tensor([[True, True]]))
     assert normalizer(torch.tensor([[[5.0], [3.0], [1e6]]])).flatten().tolist() == [1.0, 0.0, 10.0]
 
 
 def test_binary_entries_and_disabled_normalisers_pass_unchanged() -> None:
     obs = torch.tensor([[[1.0, 7.0]]])
     some = ObservationNormalizer(1, torch.tensor([True, False]))
-    some.update(torch.tensor([[[0.0, 3.0], [1.0, 5.0]]]), torch.tensor([[True, True]]))
+    some.update_(torch.tensor([[[0.0, 3.0], [1.0, 5.0]]]), torch.tensor([[True, True]]))
     assert some(obs)[0, 0].tolist() == [1.0, 3.0]
     for normalizer in (
         ObservationNormalizer(1, torch.tensor([True, True])),
         ObservationNormalizer(1, torch.tensor([False, False]), enabled=False),
     ):
-        normalizer.update(obs, torch.tensor([[True]]))
+        normalizer.update_(obs, torch.tensor([[True]]))
         assert torch.equal(normalizer(obs), obs)
 
 
 def test_constant_observations_stay_finite() -> None:
     normalizer = ObservationNormalizer(1, torch.zeros(1, dtype=torch.bool))
     for _ in range(3):
-        normalizer.update(torch.full((1, 2, 1), 4.0), torch.ones(1, 2, dtype=torch.bool))
+        normalizer.update_(torch.full((1, 2, 1), 4.0), torch.ones(1, 2, dtype=torch.bool))
     assert normalizer(torch.full((1, 1, 1), 4.0)).item() == 0.0

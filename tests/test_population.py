@@ -9,10 +9,11 @@ from test_gumbel_actor_critic import COMBINATIONS, make_task, random_batch
 from torch import Generator
 
 import agent
-from agent.algorithms.gumbel_actor_critic import GumbelActorCritic, Noise
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic, UpdateNoise
 from agent.algorithms.reinforce import Reinforce
 from agent.config import Config
 from agent.config_loader import load_config
+from agent.estimators import Noise
 from agent.replay import Batch
 from agent.training.loop import TrainingLoop
 from agent.training.setup import make_env
@@ -42,6 +43,12 @@ def member_of(batch: Batch, i: int) -> Batch:
     return Batch(*(x[i : i + 1] for x in batch))
 
 
+def noise_of(noise: UpdateNoise, i: int) -> UpdateNoise:
+    target = None if noise.target is None else noise.target[i : i + 1]
+    return UpdateNoise(target, Noise(noise.estimator.sample[i : i + 1], noise.estimator.further[:, i : i + 1]))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("structure", "estimator"), [c for c in COMBINATIONS if c[0] == "multilinear" or c[1] in SAMPLED_BY_ALL]
 )
@@ -57,8 +64,7 @@ def test_trained_together_is_trained_apart(structure: str, estimator: str) -> No
         noise, progress = together.noise_(), torch.tensor(update / 10)
         together.learn(batch, None, noise, progress)
         for i, alone in enumerate(apart):
-            own = Noise(*(x[:, i : i + 1] for x in noise))
-            alone.learn(member_of(batch, i), None, own, progress)
+            alone.learn(member_of(batch, i), None, noise_of(noise, i), progress)
     for i, alone in enumerate(apart):
         for network in ("actor", "evaluated_actor"):
             ours, theirs = (getattr(agent, network).network.flat for agent in (together, alone))
@@ -105,12 +111,13 @@ def trained_loop(env_id: str, *overrides: str) -> TrainingLoop:
     for env_steps in range(0, 240, 2):
         if env_steps == 150:
             loop.reset_environments(env_steps)
-        loop.iterate(env_steps)
+        loop.run_iteration(env_steps)
     loop.conclude(240)
     loop.env.close()
     return loop
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
     [["CartPole-v1"], ["Tensor/CartPole-v1"], ["Tensor/Harvest-v0"], ["CartPole-v1", "algorithm=reinforce"]],
@@ -131,6 +138,7 @@ def test_a_member_alone_is_the_member_of_any_population(kind: list[str]) -> None
     assert not torch.equal(of_three.learner.actor.network.flat[0], of_three.learner.actor.network.flat[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Tensor/CartPole-v1"])
 def test_what_is_logged_of_a_member_does_not_depend_on_the_others(env_id: str, tmp_path: Path) -> None:
     """Training, evaluation and inspection of gradients; environments are reset at two checkpoints."""

@@ -108,6 +108,7 @@ def test_policy_gradient_is_that_of_the_textbook(monkeypatch: pytest.MonkeyPatch
     torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_learns_the_choice_that_depends_on_the_observation() -> None:
     name = "Probe/ChoiceFromObs-v0"
     config = load_config(

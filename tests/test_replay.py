@@ -21,7 +21,7 @@ class Recorder:
         action = torch.tensor([[[int(o[1]) % 3] for o in obs]])
         tensors = [torch.tensor([x], dtype=torch.float32) for x in (obs, reward, next_obs)]
         flags = [torch.tensor([x]) for x in (terminated, truncated, valid)]
-        self.replay.add(tensors[0], action, tensors[1], flags[0], flags[1], tensors[2], flags[2])
+        self.replay.add_(tensors[0], action, tensors[1], flags[0], flags[1], tensors[2], flags[2])
 
     def episode(self, number: int, length: int, *, terminated: bool, unfinished: bool = False) -> None:
         """Step t of an episode: observation [number, t], reward 10^t."""
@@ -105,13 +105,14 @@ def test_gamma_is_per_member(generator: Generator) -> None:
     replay = Replay(2, 1, 10, obs_size=1, num_factors=1, n_step=2, gamma=torch.tensor([0.5, 0.9]))
     for t in range(2):
         obs, one, no = torch.full((2, 1, 1), float(t)), torch.ones(2, 1), torch.zeros(2, 1, dtype=torch.bool)
-        replay.add(obs, torch.zeros(2, 1, 1, dtype=torch.int64), one, no, no, obs + 1, ~no)
+        replay.add_(obs, torch.zeros(2, 1, 1, dtype=torch.int64), one, no, no, obs + 1, ~no)
     batch = sample(replay, generator, 50)
     first = batch.obs[..., 0] == 0
     torch.testing.assert_close(batch.reward[0][first[0]].unique(), torch.tensor([1.5]))
     torch.testing.assert_close(batch.discount[1][first[1]].unique(), torch.tensor([0.81]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n_step", [1, 3])
 def test_every_sample_is_a_true_transition_however_often_the_ring_wraps(n_step: int, generator: Generator) -> None:
     """Two environments with episodes of 1 to 6 steps and fillers, 12 slots each: against a dictionary of what was."""
@@ -194,7 +195,7 @@ def test_one_step_episodes_are_sampled_too(generator: Generator) -> None:
 def test_binary_observations_are_kept_as_bytes(generator: Generator) -> None:
     replay = Replay(1, 1, 10, 3, 1, n_step=1, gamma=torch.tensor([0.9]), obs_dtype=torch.uint8)
     obs, no = torch.tensor([[[0.0, 1.0, 0.0]]]), torch.zeros(1, 1, dtype=torch.bool)
-    replay.add(obs, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1), no, no, obs.flip(-1) + obs, ~no)
+    replay.add_(obs, torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1), no, no, obs.flip(-1) + obs, ~no)
     batch = sample(replay, generator, 4)
     assert replay.frames.dtype == torch.uint8 and batch.obs.dtype == torch.float32
     assert batch.obs[0, 0].tolist() == [0.0, 1.0, 0.0] and batch.next_obs[0, 0].tolist() == [0.0, 2.0, 0.0]
@@ -242,7 +243,7 @@ def test_episodes_ended_from_outside_are_as_those_a_time_limit_ends(frame_stack:
             frames = torch.arange(t - frame_stack + 1, t + 1).float().expand(1, 2, -1)
             at_cut, no = torch.tensor([[t == 4, t == 4]]), torch.zeros(1, 2, dtype=torch.bool)
             truncated = at_cut & torch.tensor([[not cut, True]])
-            made.add(frames, torch.zeros(1, 2, 1, dtype=torch.int64), torch.ones(1, 2), no, truncated, frames + 1, ~no)
+            made.add_(frames, torch.zeros(1, 2, 1, dtype=torch.int64), torch.ones(1, 2), no, truncated, frames + 1, ~no)
             if cut and t == 4:
                 made.truncate_episodes_()
         return made

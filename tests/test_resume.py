@@ -53,16 +53,16 @@ def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Has SIGTERM come to every process of the run while the iteration after so many steps is under way, once."""
 
     def stop_at(env_steps: int) -> None:
-        iterate = TrainingLoop.iterate
+        run_iteration = TrainingLoop.run_iteration
 
-        def iterate_and_stop(loop: TrainingLoop, now: int) -> None:
-            iterate(loop, now)
+        def run_and_stop(loop: TrainingLoop, now: int) -> None:
+            run_iteration(loop, now)
             if now >= env_steps:
-                monkeypatch.setattr(TrainingLoop, "iterate", iterate)
+                monkeypatch.setattr(TrainingLoop, "run_iteration", run_iteration)
                 for pid in (os.getpid(), *(worker.pid for worker in multiprocessing.active_children())):
                     os.kill(pid, signal.SIGTERM)
 
-        monkeypatch.setattr(TrainingLoop, "iterate", iterate_and_stop)
+        monkeypatch.setattr(TrainingLoop, "run_iteration", run_and_stop)
 
     return stop_at
 
@@ -143,7 +143,7 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
 
     def iterate(loop: TrainingLoop, iterations: range) -> None:
         for i in iterations:
-            loop.iterate(2 * i)
+            loop.run_iteration(2 * i)
             if i == 25:
                 loop.reset_environments(2 * i)
 
@@ -302,7 +302,7 @@ def test_without_checkpoints_nothing_is_written_and_the_user_is_told(
     assert metrics(run)[0]["env_steps"] == 10 and not (run / "checkpoints").exists()
 
 
-def test_a_replay_too_large_for_checkpoints_is_filled_anew(
+def test_a_replay_too_large_for_checkpoints_is_filled_again(
     tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     config = short(tmp_path / "run", "checkpoint.replay_gib=0", "log_every_env_steps=1")

@@ -93,7 +93,7 @@ def test_tensors_handed_out_never_change(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_ended_episodes_hand_on_their_last_observation_and_begin_anew(env_id: str) -> None:
+def test_ended_episodes_hand_on_their_last_observation_and_are_reset(env_id: str) -> None:
     env = tensor_env(env_id, 64, max_episode_steps=5)
     env.reset([0])
     elapsed = torch.zeros(64, dtype=torch.int64)
@@ -129,7 +129,7 @@ def test_gymnasiums_face_shows_the_same_trajectory(env_id: str) -> None:
     ):
         (seed,) = environment_seeds([3], 1)
         env = tensor_env(env_id, 6, max_episode_steps=8)
-        obs = env._flatten(env.start(range(seed, seed + 6)))
+        obs = env._flatten(env.start_(range(seed, seed + 6)))
         assert torch.equal(adapter.reset([3]), obs)
         for action in random_actions(env, 40):
             assert same(adapter.step(action), env.step(action))

@@ -50,6 +50,7 @@ def test_poles_move_and_fall_as_that_many_cartpoles(num_poles: int, generator: G
     assert (env.reward(state, action, successor, generator) == 1).all()
 
 
+@pytest.mark.slow
 def test_one_pole_is_cartpole_step_for_step() -> None:
     env, cartpole = tensor_env(POLES, 16, num_poles=1), tensor_env("Tensor/CartPole-v1", 16)
     obs, ended = env.reset([0]), 0
@@ -188,7 +189,7 @@ def test_single_environments_pass_gymnasiums_own_check(env_id: str) -> None:
 def test_single_environments_start_and_step_as_tensors_do(env_id: str) -> None:
     single, env = gymnasium.make(env_id), tensor_env(env_id, 1)
     obs, _ = single.reset(seed=5)
-    env.start([5])
+    env.start_([5])
     assert np.array_equal(env.observations.flatten_one(obs), env.repeat({})[0].numpy())
     action = torch.tensor([[1, 0] * (len(env.actions.num_choices) // 2)])
     obs, reward, terminated, _, _ = single.step(env.actions.decode(action[0].numpy()))

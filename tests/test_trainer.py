@@ -96,7 +96,7 @@ def test_every_random_stream_comes_from_the_seed_and_none_is_shared(tmp_path: Pa
     for seed in (0, 1):
         with contextlib.ExitStack() as stack:
             trainer = Trainer(short(tmp_path / str(seed), f"seed={seed}"), stack)
-            draws.append(trainer.loop.learner.noise_().estimator)
+            draws.append(trainer.loop.learner.noise_().estimator.sample)
     assert not torch.equal(draws[0], draws[1])
 
 
@@ -206,19 +206,19 @@ def test_episode_statistics_by_hand() -> None:
 
     def step(rewards: list[float], done: list[bool], valid: list[bool]) -> None:
         flags = [torch.tensor([x]) for x in (done, [False, False], valid)]
-        statistics.update(Step(obs, torch.tensor([rewards]), flags[0], flags[1], obs, flags[2]))
+        statistics.update_(Step(obs, torch.tensor([rewards]), flags[0], flags[1], obs, flags[2]))
 
     step([1.0, 5.0], [False, True], [True, True])
     step([2.0, 100.0], [True, True], [True, False])  # the second environment's filler counts for nothing
     step([7.0, 7.0], [False, False], [True, True])
-    read = statistics.read()
+    read = statistics.read_()
     assert read["train/episode_return"][0] == 4.0 and read["train/episode_length"][0] == 1.5
-    assert np.isnan(statistics.read()["train/episode_return"][0])
+    assert np.isnan(statistics.read_()["train/episode_return"][0])
 
 
 def test_metric_means_average_since_the_last_read() -> None:
     means = MetricMeans(["critic/loss"], 2, torch.device("cpu"))
     for values in ([1.0, 10.0], [3.0, 30.0], [5.0, math.nan]):
-        means.add({"critic/loss": torch.tensor(values)})
-    assert means.read()["critic/loss"].tolist() == [3.0, 20.0]
-    assert np.isnan(means.read()["critic/loss"]).all()
+        means.add_({"critic/loss": torch.tensor(values)})
+    assert means.read_()["critic/loss"].tolist() == [3.0, 20.0]
+    assert np.isnan(means.read_()["critic/loss"]).all()

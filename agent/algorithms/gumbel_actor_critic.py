@@ -18,11 +18,11 @@ from agent.algorithms.base import Task
 from agent.algorithms.off_policy import OffPolicy
 from agent.config import Config
 from agent.diagnostics.inspection import inspect
-from agent.estimators import gumbel, hard_sample, make_estimator
+from agent.estimators import Noise, gumbel, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise, ladder
 from agent.metrics import METRICS
 from agent.networks.heads import NUM_CRITICS, CriticsAt, make_actor, make_critics, reduction
-from agent.networks.population import Parameters, all_finite, gradient
+from agent.networks.population import Parameters, all_finite, gradients
 from agent.optimizer import PopulationAdam, clip_grad_norm_
 from agent.replay import Batch
 from agent.schedules import Schedules
@@ -32,11 +32,11 @@ from envs.masks import Masks
 from envs.random_streams import RandomStreams
 
 
-class Noise(NamedTuple):
+class UpdateNoise(NamedTuple):
     """Gumbel noise of one update."""
 
-    target: Float[Tensor, "T P B K N"]  # of the action at the next observation; T = 0 where the critics need none
-    estimator: Float[Tensor, "S P B K N"]
+    target: Float[Tensor, "P B K N"] | None  # of the action at the next observation; multilinear critics need none
+    estimator: Noise
 
 
 class GumbelActorCritic(OffPolicy):
@@ -75,7 +75,7 @@ class GumbelActorCritic(OffPolicy):
         return self.learn(batch, masks, self.noise_(), progress)
 
     def learn(
-        self, batch: Batch, masks: Masks | None, noise: Noise, progress: Float[Tensor, ""]
+        self, batch: Batch, masks: Masks | None, noise: UpdateNoise, progress: Float[Tensor, ""]
     ) -> dict[str, Float[Tensor, " P"]]:
         """An update on a given batch with given noise."""
         learning_rate, tau, target_entropy = self.schedules(progress)
@@ -84,17 +84,20 @@ class GumbelActorCritic(OffPolicy):
         log_alpha = self.log_alpha.squeeze(-1)
         alpha = log_alpha.exp()
 
-        next_value = self.next_value(batch.next_obs, next_mask, alpha, noise)
+        next_value = self.next_value(batch.next_obs, next_mask, alpha, noise.target)
         target = losses.td_target(batch.reward, batch.discount, next_value)
-        critic_gradient, critic_loss, (q_a, encoded) = self.critics.network.gradient(
-            lambda parameters: self.critic_loss(parameters, batch, target)
-        )
-        q = CriticsAt(self.critics, encoded, self.reduce)  # one forward pass serves critics and actor
-        actor_gradient, actor_loss, entropy = self.actor.network.gradient(
-            lambda parameters: self.actor_loss(parameters, batch.obs, mask, q, tau, alpha, noise)
-        )
-        alpha_gradient = gradient(lambda log_alpha: losses.alpha_loss(log_alpha, entropy, target_entropy), log_alpha)
 
+        def loss(critics: Parameters, actor: Parameters, log_alpha: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+            """Three terms, each a function of one of the three: the others are constants to it."""
+            critic_loss, q_a, encoded = self.critic_loss(critics, batch, target)
+            q = CriticsAt(self.critics, encoded.detach(), self.reduce)  # one forward pass serves critics and actor
+            actor_loss, entropy = self.actor_loss(actor, batch.obs, mask, q, tau, alpha, noise.estimator)
+            alpha_loss = losses.alpha_loss(log_alpha, entropy.detach(), target_entropy)
+            return critic_loss + actor_loss + alpha_loss, (critic_loss, q_a, actor_loss, entropy)
+
+        (critic_gradient, actor_gradient, alpha_gradient), (critic_loss, q_a, actor_loss, entropy) = gradients(
+            loss, self.critics.network, self.actor.network, log_alpha
+        )
         critic_norm = clip_grad_norm_(critic_gradient, self.num_members, self.config.max_grad_norm)
         actor_norm = clip_grad_norm_(actor_gradient, self.num_members, self.config.max_grad_norm)
         rates = [learning_rate.repeat(NUM_CRITICS).unsqueeze(-1), learning_rate.unsqueeze(-1), self.alpha_learning_rate]
@@ -110,11 +113,11 @@ class GumbelActorCritic(OffPolicy):
 
     def critic_loss(
         self, parameters: Parameters, batch: Batch, target: Float[Tensor, "P B"]
-    ) -> tuple[Float[Tensor, " P"], tuple[Float[Tensor, "C P B"], Tensor]]:
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "C P B"], Tensor]:
         """mean_B sum_C (Q_c(s, a) - z)^2; also Q_c(s, a), and the critics' encoding of s."""
         encoded = self.critics.encode(batch.obs, parameters)
         q_a = self.critics.evaluate(encoded, self.actions.one_hot(batch.action), parameters)
-        return losses.critic_loss(q_a, target), (q_a, encoded)
+        return losses.critic_loss(q_a, target), q_a, encoded
 
     def actor_loss(
         self,
@@ -129,7 +132,7 @@ class GumbelActorCritic(OffPolicy):
         """-mean_B (Q(s, a~) + alpha H(pi(.|s))); also H."""
         logits = self.actor(obs, mask, parameters)
         entropy = losses.entropy(logits)
-        objective = self.estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise.estimator, q)
+        objective = self.estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise, q)
         return losses.actor_loss(objective, entropy, alpha), entropy
 
     def next_value(
@@ -137,21 +140,23 @@ class GumbelActorCritic(OffPolicy):
         next_obs: Float[Tensor, "P B D"],
         mask: Bool[Tensor, "P B K N"] | None,
         alpha: Float[Tensor, " P"],
-        noise: Noise,
+        noise: Float[Tensor, "P B K N"] | None,
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
         logits = self.actor(next_obs, mask)
-        action = logits.softmax(-1) if self.target_critics.is_multilinear else hard_sample(logits, noise.target[0])
+        action = logits.softmax(-1) if noise is None else hard_sample(logits, noise)
         value = CriticsAt(self.target_critics, self.target_critics.encode(next_obs), self.reduce)(action)
         if self.config.critic.entropy_in_target:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)
         return value
 
-    def noise_(self) -> Noise:
+    def noise_(self) -> UpdateNoise:
         """The next noise of the streams."""
-        num_samples = [0 if self.critics.is_multilinear else 1, self.estimator.num_samples]
-        uniform = self.streams.uniform(sum(num_samples), self.config.batch_size, *self.actions.shape)
-        return Noise(*gumbel(uniform).transpose(0, 1).split(num_samples))
+        num_targets = 0 if self.critics.is_multilinear else 1
+        num_samples = num_targets + self.estimator.num_samples
+        uniform = self.streams.uniform(num_samples, self.config.batch_size, *self.actions.shape)
+        target = gumbel(uniform[:, 0]) if num_targets else None
+        return UpdateNoise(target, self.estimator.noise(uniform[:, num_targets:]))
 
     def inspect_gradients(self, progress: Float[Tensor, ""], streams: RandomStreams) -> dict[str, Float[Tensor, " P"]]:
         """Measures the estimator against an unbiased one; an adaptive tau moves."""

@@ -70,7 +70,7 @@ class OffPolicy(Algorithm):
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
-        self.replay.add(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
+        self.replay.add_(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
 
     def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch, Masks | None]:
         """The next batch of the replay, observations normalized; and the masks at its obs and next_obs."""

@@ -13,7 +13,7 @@ from agent.action_space import ActionSpace
 from agent.config import Config, EstimatorConfig
 from agent.diagnostics.gradient_quality import Moments, estimated_gradient, moments, quality
 from agent.diagnostics.inspection import unbiased_estimator
-from agent.estimators import gumbel, make_estimator
+from agent.estimators import make_estimator
 from agent.networks.heads import NUM_CRITICS, Critics, CriticsAt, make_critics, reduction
 from agent.policy import Policy
 from agent.seeding import member_seeds
@@ -158,8 +158,8 @@ def cost(
     estimator = make_estimator(settings)
     rows = torch.arange(batch_size) % obs.shape[1]
     logits, q = logits[:, rows], CriticsAt(critics, critics.encode(obs[:, rows]), reduce)
-    noise = gumbel(RandomStreams([0]).uniform(estimator.num_samples, *logits.shape)[0])
-    temperature = torch.full((len(obs),), tau)
+    uniform = RandomStreams([0] * len(logits)).uniform(estimator.num_samples, *logits.shape[1:])
+    noise, temperature = estimator.noise(uniform), torch.full((len(obs),), tau)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()

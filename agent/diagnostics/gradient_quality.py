@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agent.estimators import ActionValue, Estimator, gumbel
+from agent.estimators import ActionValue, Estimator, Noise
 from envs.random_streams import RandomStreams
 
 
@@ -47,7 +47,7 @@ def estimated_gradient(
     q: ActionValue,
     logits: Float[Tensor, "P B K N"],
     tau: Float[Tensor, " P"],
-    noise: Float[Tensor, "S P B K N"],
+    noise: Noise,
 ) -> Float[Tensor, "P B K N"]:
     """One draw of the estimator: the gradient of its surrogate with respect to the logits."""
     logits = logits.detach().requires_grad_()
@@ -71,19 +71,20 @@ def moments(
         q, logits: of B states, all of them R = `repeats` times in a row along the axis of the batch.
         streams: a row a member.
     """
-    is_random = estimator.num_samples > 0
-    rounds = rounds if is_random else 1
+    rounds = rounds if estimator.is_random else 1
     total = torch.zeros_like(logits.unflatten(1, (repeats, -1))[:, 0])
     total_square = torch.zeros_like(total)
     for _ in range(rounds):
-        noise = gumbel(streams.uniform(estimator.num_samples, *logits.shape[1:])).transpose(0, 1)
+        noise = estimator.noise(streams.uniform(estimator.num_samples, *logits.shape[1:]))
         gradient = estimated_gradient(estimator, q, logits, tau, noise).unflatten(1, (repeats, -1))
         total += gradient.sum(1)
         total_square += gradient.square().sum(1)
     num_draws = repeats * rounds
     mean = total / num_draws
     spread = (total_square / num_draws - mean.square()).clamp(min=0).sum((1, 2, 3))
-    variance = spread * num_draws / max(1, num_draws - 1) if is_random else torch.zeros_like(spread)  # else rounding
+    variance = (
+        spread * num_draws / max(1, num_draws - 1) if estimator.is_random else torch.zeros_like(spread)
+    )  # else rounding
     return Moments(mean, variance, num_draws)
 
 

@@ -43,7 +43,7 @@ class Population:
         self.parameters = self.views(self.flat)
         self.fixed = {name: torch.stack([row[name] for row in fixed]).to(device) for name in fixed[0]}
         modules[0].to("meta")  # from here on its structure only
-        self._leaves = {name: view.detach().requires_grad_() for name, view in self.parameters.items()}
+        self.leaves = {name: view.detach().requires_grad_() for name, view in self.parameters.items()}
 
     def __call__(self, x: Tensor, parameters: Parameters | None = None, part: str = "") -> Tensor:
         """Applies each row's module to that row of `x`, with other parameters where given; of a ModuleDict one part."""
@@ -57,25 +57,14 @@ class Population:
     def gradient(
         self, loss: Callable[[Parameters], tuple[Float[Tensor, " P"], Aux]]
     ) -> tuple[Float[Tensor, "R F"], Float[Tensor, " P"], Aux]:
-        """d sum_P loss / d flat, the loss, and what else the function returns, as constants.
+        """d sum_P loss / d flat, the loss, and what else the function returns, as constants."""
 
-        torch.func inside a compiled program, where it is free; torch.autograd elsewhere, where it is the faster one.
-        """
-        if torch.compiler.is_compiling():
+        def with_value(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Aux]]:
+            value, aux = loss(parameters)
+            return value, (value, aux)
 
-            def total(parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Aux]]:
-                value, aux = loss(parameters)
-                return value.sum(), (value, aux)
-
-            gradients, (value, aux) = grad(total, has_aux=True)(self.parameters)
-            found = list(gradients.values())
-        else:
-            with torch.enable_grad():
-                value, aux = loss(self._leaves)
-                leaves = list(self._leaves.values())
-                found = list(torch.autograd.grad(value.sum(), leaves, materialize_grads=True))
-            value, aux = tree_map_only(Tensor, Tensor.detach, (value, aux))
-        return torch.cat([gradient.flatten(1) for gradient in found], 1), value, aux
+        (gradient,), (value, aux) = gradients(with_value, self)
+        return gradient, value, aux
 
     def lerp_(self, other: "Population", rate: float) -> None:
         """Polyak averaging: parameters += rate * (other's - parameters)."""
@@ -97,13 +86,38 @@ class Population:
         return trained, {name: tensor for name, tensor in tensors.items() if name not in trained}
 
 
-def gradient(loss: Callable[[Tensor], Float[Tensor, " P"]], x: Float[Tensor, " P"]) -> Float[Tensor, " P"]:
-    """d sum_P loss / dx, of a single tensor."""
+def gradients(
+    loss: Callable[..., tuple[Float[Tensor, " P"], Aux]], *of: Population | Tensor
+) -> tuple[list[Tensor], Aux]:
+    """d sum_P loss / d of, and what else the function returns, as constants.
+
+    torch.func inside a compiled program, where it is free; torch.autograd elsewhere, where it is the faster one.
+
+    Args:
+        loss: from the parameters of each population and from each tensor. It returns a loss of each member, and more.
+        of: what to differentiate by; the gradient of a population is laid out as its `flat`.
+    """
     if torch.compiler.is_compiling():
-        return grad(lambda x: loss(x).sum())(x)
-    leaf = x.detach().requires_grad_()
-    with torch.enable_grad():
-        return torch.autograd.grad(loss(leaf).sum(), leaf)[0]
+
+        def total(*given: Any) -> tuple[Tensor, Aux]:
+            value, aux = loss(*given)
+            return value.sum(), aux
+
+        given = [x.parameters if isinstance(x, Population) else x for x in of]
+        found, aux = grad(total, argnums=tuple(range(len(of))), has_aux=True)(*given)
+        parts = iter([part for x in found for part in (x.values() if isinstance(x, dict) else [x])])
+    else:
+        leaves = [x.leaves if isinstance(x, Population) else x.detach().requires_grad_() for x in of]
+        wanted = [part for x in leaves for part in (x.values() if isinstance(x, dict) else [x])]
+        with torch.enable_grad():
+            value, aux = loss(*leaves)
+            parts = iter(torch.autograd.grad(value.sum(), wanted, materialize_grads=True))
+        aux = tree_map_only(Tensor, Tensor.detach, aux)
+    flat = [
+        torch.cat([next(parts).flatten(1) for _ in x.shapes], 1) if isinstance(x, Population) else next(parts)
+        for x in of
+    ]
+    return flat, aux
 
 
 def all_finite(num_members: int, *populations: Population) -> Bool[Tensor, " P"]:

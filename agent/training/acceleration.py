@@ -15,6 +15,12 @@ import torch
 
 from agent.config_fields import ConfigError
 
+INDUCTOR = {  # settings of the compiler
+    "cpp_wrapper": True,
+    "cpp.threads": 1,
+    "realize_opcount_threshold": 15,
+    "cpp.vec_isa_ok": True,  # vector instructions are not tried out first, which takes five seconds
+}
 COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 40 s and saves about a millisecond of each
 EAGER_CALLS = 3  # before a graph is captured: libraries set themselves up in the first calls
 
@@ -60,7 +66,7 @@ class Compiled:
         try:
             program(*args)
         except Exception as error:  # whatever a compiler can fail with; nothing was run
-            reason = str(error).strip().splitlines()[0]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.must:
                 raise ConfigError(f"compile: got true, but that fails here: {reason}") from error
             logger.warning("the run continues uncompiled, and slower (compile=false skips the attempt): %s", reason)
@@ -76,7 +82,7 @@ def compiled(function: Function, *, guards: bool = False) -> Function:
 
     def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
         # An object of its own for each function: what was compiled for one is never found by another.
-        return compile_fx(graph, inputs, config_patches={"cpp_wrapper": True, "cpp.threads": 1})
+        return compile_fx(graph, inputs, config_patches=INDUCTOR)
 
     options: dict[str, Any] = {} if guards else {"guard_filter_fn": lambda found: [False] * len(found)}
     program = torch.compile(function, backend=backend, fullgraph=True, dynamic=False, options=options)

@@ -19,7 +19,7 @@ class EpisodeStatistics:
         self.ended = torch.zeros((2, num_members), device=device)
         self.num_ended = torch.zeros(num_members, device=device)
 
-    def update(self, step: Step) -> None:
+    def update_(self, step: Step) -> None:
         self.running.add_(torch.stack([step.reward, torch.ones_like(step.reward)]) * step.valid)
         done: Bool[Tensor, "P E"] = (step.terminated | step.truncated) & step.valid
         self.ended.add_((self.running * done).sum(-1))
@@ -30,7 +30,7 @@ class EpisodeStatistics:
         """All that changes."""
         return {"running": self.running, "ended": self.ended, "num_ended": self.num_ended}
 
-    def read(self) -> dict[str, np.ndarray]:
+    def read_(self) -> dict[str, np.ndarray]:
         """Means per member, NaN where no episode ended; starts over."""
         means = (self.ended / self.num_ended).cpu().numpy()
         self.ended.zero_()
@@ -46,7 +46,7 @@ class MetricMeans:
         self.total = torch.zeros((len(self.names), num_members), device=device)
         self.count = torch.zeros_like(self.total)
 
-    def add(self, metrics: dict[str, Float[Tensor, " P"]]) -> None:
+    def add_(self, metrics: dict[str, Float[Tensor, " P"]]) -> None:
         """Takes in those of one update; NaN where a member has none."""
         values = torch.stack([metrics[name] for name in self.names])
         missing = values.isnan()
@@ -57,7 +57,7 @@ class MetricMeans:
         """All that changes."""
         return {"total": self.total, "count": self.count}
 
-    def read(self) -> dict[str, np.ndarray]:
+    def read_(self) -> dict[str, np.ndarray]:
         """The means, NaN where there are none; starts over."""
         means = (self.total / self.count).cpu().numpy()
         self.total.zero_()

@@ -1,4 +1,4 @@
-"""The loop that a run consists of: act, update, step, store.
+"""The loop that a run consists of: update, step, store, act.
 
 Axes: P member · E environment of a member · D numbers of an observation · K action factor · N choices of the widest.
 """
@@ -24,8 +24,8 @@ from envs.vector_environment import Step
 class TrainingLoop:
     """Environments and learner of a population, and the tensors between them. All state stays in place.
 
-    An iteration is `act`, `update` as often as it is due, `step`, `store`. The updates due after a step come after the
-    next actions are chosen and before they are taken, so that a GPU learns while environments are simulated on the CPU.
+    An iteration is `update` as often as it is due, `step`, `store`, `act`. The next actions are chosen before the
+    updates, so that a GPU learns while environments are simulated on the CPU.
     """
 
     def __init__(self, config: Config, env: VectorEnvironment, device: torch.device) -> None:
@@ -55,10 +55,11 @@ class TrainingLoop:
         if env.masks is not None:
             self.mask = self.by_member(env.masks.obs).clone()
         self.all_valid = torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device)
-        self.normalizer.update(self.obs, self.all_valid)
+        self.normalizer.update_(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
         self.whole, self.part = self.runners()
+        self.act(uniform=self.learner.is_warming_up(0))
 
     def runners(self) -> tuple[Runner, Runner]:
         """How to run an iteration as a whole, and how to run each of its parts."""
@@ -76,32 +77,28 @@ class TrainingLoop:
     def compiles(self) -> bool:
         return isinstance(self.part, Compiled) and not self.part.has_failed
 
-    def iterate(self, env_steps: int) -> None:
-        """One more step of every environment, and the updates due after `env_steps` of each member."""
+    def run_iteration(self, env_steps: int) -> None:
+        """The updates due after `env_steps` of each member, and one more step of every environment."""
         num_updates = self.learner.updates_due(env_steps)
-        self.whole(self.iteration, num_updates, self.learner.is_warming_up(env_steps))
+        self.whole(self.iteration, num_updates, self.learner.is_warming_up(env_steps + self.num_envs))
         self.num_updates += num_updates
 
     def iteration(self, num_updates: int, uniform: bool) -> None:
-        if uniform:  # a short phase, not worth compiling
-            self.act(uniform=True)
-        else:
-            self.part(self.act)
+        """`uniform`: whether the actions that follow are random."""
         action = self.action.flatten(0, 1)
         if not self.env.is_tensor_program:
             action = action.cpu()  # now: a copy waits for all that the device has been asked to do
         for _ in range(num_updates):
             self.part(self.update)
         self.step(action)
-        self.part(self.store)
-
-    def act(self, uniform: bool = False) -> None:
-        """Chooses the next actions."""
-        self.action.copy_(self.learner.act(self.obs, self.mask, uniform=uniform))
+        if uniform:  # a short phase, not worth compiling
+            self.store_and_act(uniform=True)
+        else:
+            self.part(self.store_and_act)
 
     def update(self) -> None:
         """One update of every member."""
-        self.metrics.add(self.learner.update(self.progress()))
+        self.metrics.add_(self.learner.update(self.progress()))
 
     def step(self, action: Int[Tensor, "PE K"]) -> None:
         """Takes the actions in every environment."""
@@ -116,10 +113,19 @@ class TrainingLoop:
             masks = Masks(self.mask, self.by_member(self.env.masks.next_obs))
             self.learner.store(self.obs, self.action, step, masks)
             self.mask.copy_(self.by_member(self.env.masks.obs))
-        self.normalizer.update(step.obs, step.valid)
-        self.episodes.update(step)
+        self.normalizer.update_(step.obs, step.valid)
+        self.episodes.update_(step)
         self.obs.copy_(step.obs)
         self.env_steps.add_(self.num_envs)
+
+    def act(self, uniform: bool = False) -> None:
+        """Chooses the next actions."""
+        self.action.copy_(self.learner.act(self.obs, self.mask, uniform=uniform))
+
+    def store_and_act(self, uniform: bool = False) -> None:
+        """Together, as two programs take longer to compile than one."""
+        self.store()
+        self.act(uniform)
 
     def conclude(self, env_steps: int) -> None:
         """The updates due after the last step."""
@@ -146,15 +152,17 @@ class TrainingLoop:
         self.obs.copy_(self.by_member(self.env.reset(member_seeds(self.seeds, "environments", env_steps))))
         if self.mask is not None and self.env.masks is not None:
             self.mask.copy_(self.by_member(self.env.masks.obs))
-        self.normalizer.update(self.obs, self.all_valid)
+        self.normalizer.update_(self.obs, self.all_valid)
+        self.act(uniform=self.learner.is_warming_up(env_steps))
 
     def state(self) -> State:
         """All tensors that an iteration changes, but of environments that cannot be saved."""
-        state: State = {"obs": self.obs, "env_steps": self.env_steps, **named("env", self.env.state())}
+        state: State = {"obs": self.obs, "action": self.action, "env_steps": self.env_steps}
         if self.mask is not None:
             state["mask"] = self.mask
         return {
             **state,
+            **named("env", self.env.state()),
             **named("learner", self.learner.state()),
             **named("normalizer", self.normalizer.state()),
             **named("episodes", self.episodes.state()),

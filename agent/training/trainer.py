@@ -149,7 +149,7 @@ class Trainer:
                 if self.callbacks.wants_stop:
                     break
                 self.stop.check()
-                self.iterate()
+                self.run_iteration()
             self.save()  # a longer run resumes here
             self.loop.conclude(self.env_steps)
             self.look()
@@ -160,16 +160,16 @@ class Trainer:
             how = f"once it can, python train.py --resume {self.run_dir} continues the run"
             raise UserError(f"{self.run_dir} cannot be written: {error}; {how}") from error
 
-    def iterate(self) -> None:
+    def run_iteration(self) -> None:
         clock = time.perf_counter()
-        obs = self.loop.obs.clone() if self.callbacks.watch_steps else None
-        self.loop.iterate(self.env_steps)
+        before = (self.loop.obs.clone(), self.loop.action.clone()) if self.callbacks.watch_steps else None
+        self.loop.run_iteration(self.env_steps)
         self.env_steps += self.num_envs
         if self.milestones["log"].is_due(self.env_steps):
             self.loop.wait()
         self.training_seconds += time.perf_counter() - clock
-        if obs is not None:
-            self.callbacks.call("on_step", step_view(self.env_steps, obs, self.loop.action, self.loop.transition))
+        if before is not None:
+            self.callbacks.call("on_step", step_view(self.env_steps, *before, self.loop.transition))
 
     def look(self) -> None:
         """What is due after the steps so far, each once: gradients, log line, evaluation."""
@@ -298,7 +298,7 @@ class Trainer:
     def log(self) -> None:
         """Writes the means since the last log line, of what there was in a member."""
         gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
-        columns = {**self.loop.episodes.read(), **self.loop.metrics.read(), **gradients}
+        columns = {**self.loop.episodes.read_(), **self.loop.metrics.read_(), **gradients}
         self.gradients = {}
         seconds = max(self.training_seconds, 1e-9)
         restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
@@ -346,7 +346,7 @@ class Trainer:
         self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
         numbers = (self.env_steps, num_episodes)
         members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, self.stop.check)
-        self.policy.record_evaluation(self.env_steps, [member["greedy"]["mean"] for member in members])
+        self.policy.record_evaluation_(self.env_steps, [member["greedy"]["mean"] for member in members])
         return members
 
     def finish(self) -> None:

@@ -121,15 +121,15 @@ class TensorEnv:
 
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
         if seeds is None:
-            return self._flatten(self.start())
+            return self._flatten(self.start_())
         assert len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
-        return self._flatten(self.start(environment_seeds(seeds, self.num_envs // self.num_members)))
+        return self._flatten(self.start_(environment_seeds(seeds, self.num_envs // self.num_members)))
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
-        obs, reward, terminated, truncated, next_obs, valid = self.advance(self._decode(action))
+        obs, reward, terminated, truncated, next_obs, valid = self.advance_(self._decode(action))
         return Step(self._flatten(obs), reward, terminated, truncated, self._flatten(next_obs), valid)
 
-    def start(self, seeds: Sequence[int] | None = None) -> Tensor:
+    def start_(self, seeds: Sequence[int] | None = None) -> Tensor:
         """As `reset`, with a seed for each environment, and observations as their space has them, batched."""
         if seeds is not None:
             assert len(seeds) == self.num_envs, f"{len(seeds)} seeds for {self.num_envs} environments"
@@ -139,7 +139,7 @@ class TensorEnv:
         self._num_steps = 0
         return self._observe()
 
-    def advance(self, action: Tensor) -> Step:
+    def advance_(self, action: Tensor) -> Step:
         """As `step`, with actions and observations as the environment's spaces have them, batched."""
         env, rng = self.env, self.streams
         successor = env.transition(self.env_state, action, rng)

@@ -57,7 +57,7 @@ class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
         """`seed`: as SyncVectorEnv, one for each environment, or the first of as many consecutive ones."""
         seeds = range(seed, seed + self.num_envs) if isinstance(seed, int | np.integer) else seed
         super().reset(seed=None if seeds is None else seeds[0])
-        obs, infos = self._array(self._env.start(seeds)), dict[str, Any]()
+        obs, infos = self._array(self._env.start_(seeds)), dict[str, Any]()
         if self._env.masks is not None:
             self._add_masks(infos, self._env.masks.obs)
         return obs, infos
@@ -65,7 +65,7 @@ class FunctionalVectorEnv(VectorEnv[np.ndarray, np.ndarray, np.ndarray]):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         if not self.action_space.contains(np.asarray(actions)):
             raise ValueError(f"expected actions in {self.action_space}; got {actions!r}")
-        step = self._env.advance(torch.from_numpy(np.asarray(actions)))
+        step = self._env.advance_(torch.from_numpy(np.asarray(actions)))
         terminated, truncated = step.terminated.numpy(), step.truncated.numpy()
         next_obs, infos = self._array(step.next_obs), dict[str, Any]()
         for index in np.flatnonzero(terminated | truncated).tolist():

@@ -1,7 +1,6 @@
 """Estimators in closed form: the gradient of each with respect to the logits, by hand."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agent.config import EstimatorConfig
+from agent.estimators import Noise
 
 
 @runtime_checkable
@@ -48,51 +48,51 @@ def softmax_gradient(y: Float[Tensor, "*batch N"], v: Float[Tensor, "*#batch N"]
     return weighted.addcmul_(y, weighted.sum(-1, keepdim=True), value=-1)
 
 
-def straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def straight_through(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """The critic's own gradient at the hard sample, through the relaxed one.
 
     z = one_hot(argmax(logits + g)),  y = softmax((logits + g) / tau)
     gradient = (diag(y) - y y^T) / tau  dQ/da (s, z)                                     Jang et al. 2017, sec. 2.2
     """
-    perturbed = logits + noise[0]
+    perturbed = logits + noise.sample
     value, q_gradient = q.value_and_gradient(one_hot_argmax(perturbed))
     return Estimate(value, softmax_gradient((perturbed / tau).softmax(-1), q_gradient).div_(tau))
 
 
-def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def relaxed_gumbel_softmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """The exact gradient of Q at the relaxed sample: the critic sees y, which is no action.
 
     y = softmax((logits + g) / tau)
     gradient = (diag(y) - y y^T) / tau  dQ/da (s, y)                          Maddison et al. 2017; Jang et al. 2017
     """
-    y = ((logits + noise[0]) / tau).softmax(-1)
+    y = ((logits + noise.sample) / tau).softmax(-1)
     value, q_gradient = q.value_and_gradient(y)
     return Estimate(value, softmax_gradient(y, q_gradient).div_(tau))
 
 
-def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def straight_through_softmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """The critic's gradient at the hard sample, through the policy's own probabilities; tau plays no part.
 
     gradient = (diag(pi) - pi pi^T)  dQ/da (s, z)                                                 Bengio et al. 2013
 
     Unbiased for a critic linear in each factor, where it is the local expectation.
     """
-    value, q_gradient = q.value_and_gradient(hard_sample(logits, noise[0]))
+    value, q_gradient = q.value_and_gradient(hard_sample(logits, noise.sample))
     return Estimate(value, softmax_gradient(logits.softmax(-1), q_gradient))
 
 
-def gumbel_rao(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def gumbel_rao(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """Straight-through Gumbel-softmax, its Jacobian averaged over noise that would have drawn the same action.
 
-    z from noise[0]; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
+    z from noise.sample; then, for each further draw E_j = exp(-noise_j) ~ Exp(1) and i the choice drawn,
         l_i + g_i = -log E_i,   l_j + g_j = -log(E_j / pi_j + E_i)                Paulus et al. 2021
         y = softmax((l + g) / tau),   gradient = mean (diag(y) - y y^T) / tau  dQ/da (s, z)
 
     The same mean as straight-through Gumbel-softmax and never more variance, for one critic call.
     """
-    z = hard_sample(logits, noise[0])
+    z = hard_sample(logits, noise.sample)
     value, q_gradient = q.value_and_gradient(z)
-    perturbed = conditional_gumbel(logits.log_softmax(-1), z, noise[1:])
+    perturbed = conditional_gumbel(logits.log_softmax(-1), z, noise.further)
     gradient = softmax_gradient((perturbed / tau).softmax(-1), q_gradient)
     return Estimate(value, gradient.mean(0).div_(tau))
 
@@ -108,7 +108,7 @@ def conditional_gumbel(
     return torch.where(z.bool(), top, -torch.logaddexp(-noise - log_pi, -top))
 
 
-def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue, *, gap: float) -> Estimate:
+def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue, *, gap: float) -> Estimate:
     """Straight through a softmax whose logits are moved, without a gradient, until the choice drawn leads by a gap.
 
     z = one_hot(argmax(logits + g)),  i the choice drawn
@@ -117,14 +117,14 @@ def gapped_straight_through(logits: Tensor, tau: Tensor, noise: Tensor, q: Actio
 
     No randomness beyond z: less variance than straight-through Gumbel-softmax. Biased for a linear critic too.
     """
-    z = hard_sample(logits, noise[0])
+    z = hard_sample(logits, noise.sample)
     value, q_gradient = q.value_and_gradient(z)
     top = logits.amax(-1, keepdim=True)
     moved = torch.where(z.bool(), top, logits - (logits + gap - top).relu())
     return Estimate(value, softmax_gradient((moved / tau).softmax(-1), q_gradient).div_(tau))
 
 
-def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def reinmax(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """Second-order straight-through: Heun's method where straight-through softmax is Euler's.
 
     z ~ pi,  p = (z + softmax(logits / tau)) / 2
@@ -132,7 +132,7 @@ def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estim
 
     At tau = 1 unbiased for a critic linear or quadratic in a factor. tau below 1 counts as 1: the authors' range.
     """
-    z = hard_sample(logits, noise[0])
+    z = hard_sample(logits, noise.sample)
     value, q_gradient = q.value_and_gradient(z)
     pi = logits.softmax(-1)
     p = 0.5 * (z + (logits / tau.clamp(min=1.0)).softmax(-1))
@@ -140,7 +140,7 @@ def reinmax(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estim
     return Estimate(value, gradient)
 
 
-def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def local_expectation(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """Each factor's exact sum over its choices, the other factors held at their sample.
 
     z ~ pi,  q_kn = Q(s, z with the choice of factor k replaced by n)
@@ -149,13 +149,13 @@ def local_expectation(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue
     Unbiased for any critic, and exact for a single factor. One backward pass where the critic is linear in each
     factor; sum_k n_k critic evaluations, as one batch, where it is not.
     """
-    z = hard_sample(logits, noise[0])
+    z = hard_sample(logits, noise.sample)
     counterfactuals = q.counterfactuals(z)
     value = (counterfactuals * z).sum(-1)[..., 0]  # at z itself, whichever the factor
     return Estimate(value, softmax_gradient(logits.softmax(-1), counterfactuals))
 
 
-def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def exact(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """E_{a ~ pi} Q(s, a) = Q(s, pi_1 ... pi_K), exact for the mean of critics that are linear in each factor.
 
     With K = 1 this is the sum over actions of discrete SAC (Christodoulou 2019, eq. 12). Differs from it: a min over
@@ -166,20 +166,20 @@ def exact(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimat
     return Estimate(value, softmax_gradient(pi, q_gradient))
 
 
-def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def score_function_leave_one_out(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """REINFORCE with the critic as return: several samples, the mean of the others as the baseline of each.
 
         gradient = 1 / (m - 1) sum_i (Q_i - mean_j Q_j) z_i                                Kool et al. 2019, eq. 8
 
     Unbiased for any critic; needs no gradient of Q. The value is Q at the first sample.
     """
-    samples = [hard_sample(logits, g) for g in noise]
+    samples = [hard_sample(logits, g) for g in (noise.sample, *noise.further)]
     values = torch.stack([q.value(z) for z in samples])
     weights = (values - values.mean(0)) / (len(samples) - 1)
     return Estimate(values[0], (weights[..., None, None] * torch.stack(samples)).sum(0))
 
 
-def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionValue) -> Estimate:
+def score_function_value(logits: Tensor, tau: Tensor, noise: Noise, q: ActionValue) -> Estimate:
     """REINFORCE with the critic as return and Q(s, pi_1 ... pi_K) as baseline.
 
         gradient = mean_i (Q_i - Q(s, pi)) (z_i - pi)                                                 Williams 1992
@@ -189,39 +189,31 @@ def score_function_value(logits: Tensor, tau: Tensor, noise: Tensor, q: ActionVa
     """
     pi = logits.softmax(-1)
     baseline = q.value(pi)
-    samples = [hard_sample(logits, g) for g in noise]
+    samples = [hard_sample(logits, g) for g in (noise.sample, *noise.further)]
     values = [q.value(z) for z in samples]
     terms = [(value - baseline)[..., None, None] * (z - pi) for value, z in zip(values, samples, strict=True)]
     return Estimate(values[0], torch.stack(terms).mean(0))
 
 
-@dataclass(frozen=True)
-class Estimator:
-    """How it estimates, and how many Gumbel draws it takes."""
-
-    estimate: Callable[[Tensor, Tensor, Tensor, ActionValue], Estimate]
-    num_samples: int = 1
-
-
-def make_estimator(config: EstimatorConfig) -> Estimator:
-    """The estimator that a config names, with its settings."""
+def closed_form(config: EstimatorConfig) -> Callable[[Tensor, Tensor, Noise, ActionValue], Estimate]:
+    """Of the estimator that a config names."""
     match config.name:
         case "straight_through_gumbel_softmax":
-            return Estimator(straight_through)
+            return straight_through
         case "relaxed_gumbel_softmax":
-            return Estimator(relaxed_gumbel_softmax)
+            return relaxed_gumbel_softmax
         case "straight_through_softmax":
-            return Estimator(straight_through_softmax)
+            return straight_through_softmax
         case "gumbel_rao":
-            return Estimator(gumbel_rao, num_samples=1 + config.num_samples)
+            return gumbel_rao
         case "gapped_straight_through":
-            return Estimator(partial(gapped_straight_through, gap=config.gap))
+            return partial(gapped_straight_through, gap=config.gap)
         case "reinmax":
-            return Estimator(reinmax)
+            return reinmax
         case "score_function":
             baselines = {"leave_one_out": score_function_leave_one_out, "value": score_function_value}
-            return Estimator(baselines[config.baseline], config.num_samples)
+            return baselines[config.baseline]
         case "local_expectation":
-            return Estimator(local_expectation)
+            return local_expectation
         case "exact":
-            return Estimator(exact, num_samples=0)
+            return exact

@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import Tensor
 
-from agent.algorithms.gumbel_actor_critic import GumbelActorCritic, Noise
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic, UpdateNoise
 from agent.networks.population import Population
 from agent.optimizer import PopulationAdam, clip_grad_norm_
 from agent.replay import Batch
 from envs.masks import Masks
 from oracles import losses
 from oracles.critics import Critics, ReducedQ, make_critics
-from oracles.estimators import hard_sample, make_estimator
+from oracles.estimators import closed_form, hard_sample
 from oracles.networks import Actor, PopulationMLP
 
 
@@ -38,7 +38,7 @@ class UpdateByHand:
         self.log_alpha = learner.log_alpha.clone()
         self.optimizer = PopulationAdam([self.critics.mlp.flat, self.actor.mlp.flat, self.log_alpha])
 
-    def learn(self, batch: Batch, masks: Masks | None, noise: Noise, progress: Tensor) -> dict[str, Tensor]:
+    def learn(self, batch: Batch, masks: Masks | None, noise: UpdateNoise, progress: Tensor) -> dict[str, Tensor]:
         """One update; some of its metrics."""
         alpha = self.log_alpha.squeeze(-1).exp()
         learning_rate, tau, target_entropy = self.learner.schedules(progress)
@@ -49,7 +49,7 @@ class UpdateByHand:
             target_entropy = target_entropy * mask.sum(-1).log().sum(-1).mean(-1)
         next_logits = self.actor(batch.next_obs, next_mask)
         linear = self.target_critics.is_multilinear
-        next_action = next_logits.softmax(-1) if linear else hard_sample(next_logits, noise.target[0])
+        next_action = next_logits.softmax(-1) if linear else hard_sample(next_logits, noise.target)
         encoded = self.target_critics.encode(batch.next_obs)
         next_value = ReducedQ(self.target_critics, encoded, self.learner.reduce).value(next_action)
         if self.config.critic.entropy_in_target:
@@ -62,7 +62,7 @@ class UpdateByHand:
         saved = self.actor.mlp.forward(batch.obs)
         logits = self.actor.logits(saved, mask)
         q = ReducedQ(self.critics, encoded, self.learner.reduce)
-        estimate = make_estimator(self.config.estimator).estimate(logits, tau.view(-1, 1, 1, 1), noise.estimator, q)
+        estimate = closed_form(self.config.estimator)(logits, tau.view(-1, 1, 1, 1), noise.estimator, q)
         entropy, entropy_gradient = losses.entropy_and_gradient(logits)
         logits_gradient = losses.actor_loss_gradient(estimate.gradient, entropy_gradient, alpha)
         actor_gradient = self.actor.parameter_gradient(saved, logits_gradient)
