@@ -104,13 +104,13 @@ def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
     time_it(learner, "noise_", "&nbsp; update: noise")
     time_it(learner, "learn", "&nbsp; update: learn")
     time_it(learner, "next_value", "&nbsp; &nbsp; value of the next observation")
-    time_it(learner.critics.network, "gradient", "&nbsp; &nbsp; critics forward and backward")
-    time_it(learner.actor.network, "gradient", "&nbsp; &nbsp; actor forward and backward")
+    time_it(learner, "critic_loss", "&nbsp; &nbsp; critics forward")
+    time_it(learner, "actor_loss", "&nbsp; &nbsp; actor forward")
     time_it(learner.optimizer, "step", "&nbsp; &nbsp; Adam")
-    time_it(loop.metrics, "add", "&nbsp; update: metrics")
+    time_it(loop.metrics, "add_", "&nbsp; update: metrics")
     time_it(learner, "store", "&nbsp; store: replay")
-    time_it(loop.normalizer, "update", "&nbsp; store: normalizer")
-    time_it(loop.episodes, "update", "&nbsp; store: episode statistics")
+    time_it(loop.normalizer, "update_", "&nbsp; store: normalizer")
+    time_it(loop.episodes, "update_", "&nbsp; store: episode statistics")
     return seconds
 
 
