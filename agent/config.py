@@ -294,8 +294,8 @@ class Config(Section):
     )
     compile: bool | None = Field(
         None,
-        description="turn the update into C++ first; null: on a CPU with a C++ compiler, where the run is long enough; "
-        "REINFORCE's varies in size and never is",
+        description="turn the two programs of an iteration into C++ first; null: on a CPU with a C++ compiler, where "
+        "the run is long enough; REINFORCE's varies in size and never is",
         json_schema_extra=NOT_LEARNING,
     )
     compile_guards: bool = Field(

@@ -1,8 +1,8 @@
 """How a gradient passes a discrete sample: pure functions of (logits, tau, noise, Q).
 
-An estimator is a surrogate objective [P, B]: its value is the critics' Q(s, .) at the action drawn, its gradient with
-respect to the policy's logits [P, B, K, N] estimates that of E_{a ~ pi} Q(s, a). Noise comes in from outside, so that
-the same draw can be repeated.
+An estimator is a surrogate objective [P, B]. Its gradient with respect to the policy's logits [P, B, K, N] estimates
+that of E_{a ~ pi} Q(s, a). Its value is the critics' Q(s, .) at the action drawn, at the relaxed one or at the policy.
+Noise comes in from outside, so that the same draw can be repeated.
 """
 
 from collections.abc import Callable
@@ -206,7 +206,7 @@ def score_function_value(logits: Tensor, tau: Tensor, noise: Noise, q: ActionVal
 
 @dataclass(frozen=True)
 class Estimator:
-    """Its surrogate objective, and how many Gumbel draws it takes."""
+    """Its surrogate objective, and how many draws of noise it is given."""
 
     surrogate: Callable[[Tensor, Tensor, Noise, ActionValue], Tensor]
     num_samples: int = 1

@@ -54,7 +54,7 @@ def run(*loops: TrainingLoop) -> None:
     """All of them in turn."""
     for iteration in range(NUM_ITERATIONS):
         for loop in loops:
-            loop.run_iteration(2 * iteration)
+            loop.run_iteration(loop.num_envs * iteration)
 
 
 def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
@@ -92,7 +92,8 @@ def compare(kinds: list[list[str]], *overrides: str) -> None:
 if __name__ == "__main__":
     if sys.argv[1] == "several":
         own_network = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]", "actor.layer_norm=false"]
-        compare([[*KINDS[2], *own_network], KINDS[1]])
+        gymnasium_env = "env.vectorization_mode=sync"  # as single environments, in NumPy
+        compare([[*KINDS[2], *own_network, gymnasium_env], KINDS[1]])
     else:
         compare(KINDS[3:], "compile_guards=true")
     print("the same")

@@ -42,6 +42,7 @@ def test_compiled_loops_do_what_the_plain_loop_does(loops: str, tmp_path: Path) 
         *KINDS,
         ["env.id=CartPole-v1", "critic.structure=joint"],
         ["env.id=Taxi-v4", "critic.structure=joint", "updates_per_step=1"],
+        ["env.id=Tensor/FrozenLake-v1", "env.num_envs=1"],  # an update in every second iteration: two graphs in turns
         *([*KINDS[2], f"estimator.name={name}"] for name in ESTIMATORS),
     ],
     ids=" ".join,
@@ -55,6 +56,7 @@ def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(kind: list[str]
     assert len(runners) == 1 and runners[0].graphs
     for name, tensor in state(plain).items():
         assert torch.equal(state(captured)[name], tensor), name
+    assert all(map(torch.equal, captured.transition, plain.transition))
 
 
 @pytest.mark.parametrize("wanted", ["null", "true"])

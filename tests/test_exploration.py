@@ -1,9 +1,14 @@
 """Persistent noise: every step follows the policy, steps agree in time."""
 
+from typing import Any
+
 import pytest
 import torch
+from loops import make_loop
+from torch import Tensor
 
 from agent.action_space import ActionSpace
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.exploration import PersistentGumbelNoise, ladder
 from envs.random_streams import RandomStreams
 
@@ -59,3 +64,19 @@ def test_noise_is_kept_with_the_rho_of_its_environment() -> None:
 def test_a_single_value_is_that_of_all_environments() -> None:
     rho = ladder(torch.tensor([[0.0, 0.0], [0.7, 0.7]]), num_envs=4)
     torch.testing.assert_close(rho, torch.tensor([[0.0] * 4, [0.7] * 4]))
+
+
+def test_as_many_actions_are_random_as_learning_starts_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first are chosen before the first step, the others after each."""
+    uniform: list[bool] = []
+    act = GumbelActorCritic.act
+
+    def act_and_note(learner: GumbelActorCritic, *args: Any, **kwargs: Any) -> Tensor:
+        uniform.append(kwargs["uniform"])
+        return act(learner, *args, **kwargs)
+
+    monkeypatch.setattr(GumbelActorCritic, "act", act_and_note)
+    loop = make_loop("cpu", "env.id=CartPole-v1", "learning_starts=20")  # two environments
+    for env_steps in range(0, 40, 2):
+        loop.run_iteration(env_steps)
+    assert uniform == [True] * 10 + [False] * 11

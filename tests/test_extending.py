@@ -1,5 +1,6 @@
 """docs/extending.md: each of its examples runs as it stands there, as a module of a user's own."""
 
+import contextlib
 import importlib
 import json
 import re
@@ -16,12 +17,14 @@ from test_scripts import SHORT
 from torch import Generator
 
 import agent
+import envs
 import evaluate
 import train
 from agent.analysis import gradients
 from agent.config import Config
 from agent.config_loader import load_config
 from agent.estimators import Estimator
+from agent.seeding import member_seeds
 from agent.training.callbacks import Callback, CheckpointView, EvaluationView, StepView
 from agent.weights import load_weights
 
@@ -236,6 +239,11 @@ def test_callbacks_see_every_step_evaluation_and_checkpoint_and_cannot_write(tmp
     first, second = watch.steps[:2]
     assert first.obs.shape == (2, 1, 4) and first.action.shape == (2, 1, 1) and first.reward.shape == (2, 1)
     assert not np.array_equal(first.obs, second.obs)
+    with contextlib.closing(envs.make("CartPole-v1", 2, num_members=2)) as env:
+        obs = env.reset(member_seeds([0, 1], "environments"))
+        for step in watch.steps[:50]:
+            assert np.array_equal(step.obs[:, 0], obs)
+            obs = env.step(torch.tensor(step.action[:, 0])).obs
     with pytest.raises(ValueError, match="read-only"):
         first.obs[:] = 0
     agent.train(load_config(None, [*SHORT, *settings, f"run_dir={plain}"]))  # watching changes nothing

@@ -66,7 +66,11 @@ class Algorithm(Protocol):
     def act(
         self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
     ) -> Int[Tensor, "P E K"]:
-        """The actions to take while training; uniform: random ones."""
+        """The actions to take next while training; uniform: random ones.
+
+        Called once before the first step and after each `store`. The actions that `store` gets are those of the last
+        call; a call may be repeated before, where environments are reset.
+        """
         ...
 
     def store(

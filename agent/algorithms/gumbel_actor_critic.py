@@ -144,7 +144,11 @@ class GumbelActorCritic(OffPolicy):
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
         logits = self.actor(next_obs, mask)
-        action = logits.softmax(-1) if noise is None else hard_sample(logits, noise)
+        if self.critics.is_multilinear:
+            action = logits.softmax(-1)
+        else:
+            assert noise is not None, "a joint critic needs a hard sample"
+            action = hard_sample(logits, noise)
         value = CriticsAt(self.target_critics, self.target_critics.encode(next_obs), self.reduce)(action)
         if self.config.critic.entropy_in_target:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)

@@ -21,21 +21,21 @@ INDUCTOR = {  # settings of the compiler
     "realize_opcount_threshold": 15,
     "cpp.vec_isa_ok": True,  # vector instructions are not tried out first, which takes five seconds
 }
-COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 40 s and saves about a millisecond of each
+COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 50 s and saves about a millisecond of each
 EAGER_CALLS = 3  # before a graph is captured: libraries set themselves up in the first calls
 
-Function = Callable[..., None]
+Function = Callable[..., Any]
 logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
 class Runner(Protocol):
-    def __call__(self, function: Function, *args: Any) -> None:
-        """Does what function(*args) does."""
+    def __call__(self, function: Function, *args: Any) -> Any:
+        """Does what function(*args) does, and returns what it returns."""
 
 
-def run_plain(function: Function, *args: Any) -> None:
-    function(*args)
+def run_plain(function: Function, *args: Any) -> Any:
+    return function(*args)
 
 
 def pays_to_compile(num_updates: int) -> bool:
@@ -57,23 +57,22 @@ class Compiled:
         self.must, self.guards, self.has_failed = must, guards, False
         self.programs: dict[Hashable, Function] = {}
 
-    def __call__(self, function: Function, *args: Any) -> None:
+    def __call__(self, function: Function, *args: Any) -> Any:
         program = function if self.has_failed else self.programs.get(function)
         if program is not None:
-            program(*args)
-            return
+            return program(*args)
         program = compiled(function, guards=self.guards)
         try:
-            program(*args)
+            result = program(*args)
         except Exception as error:  # whatever a compiler can fail with; nothing was run
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.must:
                 raise ConfigError(f"compile: got true, but that fails here: {reason}") from error
             logger.warning("the run continues uncompiled, and slower (compile=false skips the attempt): %s", reason)
             self.has_failed = True
-            function(*args)
-        else:
-            self.programs[function] = program
+            return function(*args)
+        self.programs[function] = program
+        return result
 
 
 def compiled(function: Function, *, guards: bool = False) -> Function:
@@ -90,9 +89,9 @@ def compiled(function: Function, *, guards: bool = False) -> Function:
 
 
 def failing_on_recompilation(program: Function) -> Function:
-    def run(*args: Any) -> None:
+    def run(*args: Any) -> Any:
         with torch._dynamo.config.patch(error_on_recompile=True):
-            program(*args)
+            return program(*args)
 
     return run
 
@@ -105,22 +104,23 @@ class CudaGraphs:
 
     def __init__(self) -> None:
         self.num_calls: Counter[Hashable] = Counter()
-        self.graphs: dict[Hashable, torch.cuda.CUDAGraph] = {}
+        self.graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Any]] = {}  # and what the captured call returned
         self.stream = torch.cuda.Stream()
 
-    def __call__(self, function: Function, *args: Hashable) -> None:
+    def __call__(self, function: Function, *args: Hashable) -> Any:
         key = (function, *args)
         self.num_calls[key] += 1
         if self.num_calls[key] <= EAGER_CALLS:
             with self.on_own_stream():
-                function(*args)
-            return
+                return function(*args)
         if key not in self.graphs:
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, stream=self.stream):  # records, does not run
-                function(*args)
-            self.graphs[key] = graph
-        self.graphs[key].replay()
+                result = function(*args)
+            self.graphs[key] = graph, result
+        graph, result = self.graphs[key]
+        graph.replay()  # writes the tensors of the result again
+        return result
 
     @contextlib.contextmanager
     def on_own_stream(self) -> Iterator[None]:

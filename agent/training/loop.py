@@ -22,7 +22,7 @@ from envs.vector_environment import Step
 
 
 class TrainingLoop:
-    """Environments and learner of a population, and the tensors between them. All state stays in place.
+    """Environments and learner of a population, and the tensors between them. What `state` lists stays in place.
 
     An iteration is `update` as often as it is due, `step`, `store`, `act`. The next actions are chosen before the
     updates, so that a GPU learns while environments are simulated on the CPU.
@@ -80,21 +80,23 @@ class TrainingLoop:
     def run_iteration(self, env_steps: int) -> None:
         """The updates due after `env_steps` of each member, and one more step of every environment."""
         num_updates = self.learner.updates_due(env_steps)
-        self.whole(self.iteration, num_updates, self.learner.is_warming_up(env_steps + self.num_envs))
+        uniform_next = self.learner.is_warming_up(env_steps + self.num_envs)
+        self.transition: Step = self.whole(self.iteration, num_updates, uniform_next)
         self.num_updates += num_updates
 
-    def iteration(self, num_updates: int, uniform: bool) -> None:
-        """`uniform`: whether the actions that follow are random."""
+    def iteration(self, num_updates: int, uniform_next: bool) -> Step:
+        """`uniform_next`: whether the actions of the next iteration are random."""
         action = self.action.flatten(0, 1)
         if not self.env.is_tensor_program:
             action = action.cpu()  # now: a copy waits for all that the device has been asked to do
         for _ in range(num_updates):
             self.part(self.update)
         self.step(action)
-        if uniform:  # a short phase, not worth compiling
+        if uniform_next:  # a short phase, not worth compiling
             self.store_and_act(uniform=True)
         else:
             self.part(self.store_and_act)
+        return self.transition
 
     def update(self) -> None:
         """One update of every member."""
@@ -102,7 +104,7 @@ class TrainingLoop:
 
     def step(self, action: Int[Tensor, "PE K"]) -> None:
         """Takes the actions in every environment."""
-        self.transition: Step = self.env.step(action)
+        self.transition = self.env.step(action)
 
     def store(self) -> None:
         """Takes in what came of the actions."""
@@ -129,8 +131,10 @@ class TrainingLoop:
 
     def conclude(self, env_steps: int) -> None:
         """The updates due after the last step."""
-        for _ in range(self.learner.updates_due(env_steps)):
+        num_updates = self.learner.updates_due(env_steps)
+        for _ in range(num_updates):
             self.update()
+        self.num_updates += num_updates
 
     def progress(self) -> Float[Tensor, ""]:
         """Part of the run done."""

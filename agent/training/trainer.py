@@ -102,6 +102,7 @@ class Trainer:
         self.mean_return: float | None = None  # over members, greedy, of the last evaluation
         self.failed: dict[int, int] = {}  # members with parameters that are not finite: since which step
         self.saved_at: int | None = None
+        self.updates_before_refill = 0  # until more are made the replay is too empty to inspect
         self.refills_replay = self.has_checkpoints and self.replay_is_too_large()
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
         self.started = time.perf_counter()
@@ -178,7 +179,7 @@ class Trainer:
             self.look_for_failures()
         if inspect.is_due(self.env_steps):
             inspect.advance(self.env_steps)
-            if self.loop.num_updates:
+            if self.loop.num_updates > self.updates_before_refill:
                 self.gradients = self.loop.inspect_gradients(self.inspection_streams)
         if log.is_due(self.env_steps):
             log.advance(self.env_steps)
@@ -253,6 +254,7 @@ class Trainer:
             self.repeat_steps(checkpoint)
         if self.refills_replay:
             self.loop.learner.refill_replay_(info.env_steps)
+            self.updates_before_refill = info.num_updates
         self.gradients = {
             name.removeprefix("gradients/"): tensor.to(self.device)
             for name, tensor in tensors.items()
