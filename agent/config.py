@@ -49,6 +49,9 @@ class EnvConfig(Section):
         description="longest wait for an answer of environments in processes of their own (async)",
         json_schema_extra=NOT_LEARNING,
     )
+    reward_weights: list[float] | None = Field(
+        None, min_length=1, description="of an environment with several rewards, whose weighted sum is the reward"
+    )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,
         description="key of info under which the environment gives the mask of its legal choices, if it does: others "
@@ -229,8 +232,7 @@ class CheckpointConfig(Section):
     every_env_steps: int | None = Field(
         20_000,
         ge=1,
-        description="steps of a member between checkpoints; there, environments that are not tensor "
-        "environments are reset, and their episodes truncated; null: none are written",
+        description="steps of a member between checkpoints; null: none are written",
     )
     keep: int = Field(1, ge=1, description="newest checkpoints that stay, besides that of the highest return")
     replay_gib: float = Field(

@@ -125,11 +125,6 @@ class Replay:
         self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
         self.age.add_(valid).mul_(~(ended & valid))
 
-    def truncate_episodes_(self) -> None:
-        """Truncates the episodes under way: a step that follows begins another."""
-        self.newest.add_(self.frame_stack * (self.age > 0)).remainder_(self.num_slots)
-        self.age.zero_()
-
     def state(self) -> State:
         """All that changes."""
         names = ("frames", "steps", "length", "is_start", "starts", "newest", "age", "num_started", "num_dropped")

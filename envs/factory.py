@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -51,6 +51,7 @@ def make(
     action_mask_key: str | None = ACTION_MASK_KEY,
     on_error: str = "stop",
     timeout_seconds: float | None = None,
+    reward_weights: Sequence[float] | None = None,
 ) -> VectorEnvironment:
     """Makes `num_envs` copies of a registered environment, stepped together as tensors.
 
@@ -66,6 +67,7 @@ def make(
             more than a loop over fewer. With a vector class each member has an instance of its own.
         on_error: what envs.guard.Guard does where an environment fails; for those that it can be put around.
         timeout_seconds: longest wait for a step of "async" environments.
+        reward_weights: of an environment with several rewards, whose weighted sum is the reward.
         action_mask_key: of `info`, where the environment gives the mask of its legal choices, if it gives any, in one
             of the forms of envs.masks.MaskReader; None: masks are ignored.
     """
@@ -80,14 +82,23 @@ def make(
         if render_mode is not None:
             _check_render_mode(spec, render_mode)
             kwargs["render_mode"] = render_mode
-    guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error)
+    guard = partial(Guard, action_mask_key=action_mask_key, on_error=on_error, reward_weights=reward_weights)
 
     def construct(count: int) -> VectorEnv:
         with _without_noise():
             return _construct(spec, count, kwargs, uses_vector_class, vectorization_mode, guard)
 
     def adapt(vector_env: VectorEnv, device: str | torch.device, num_members: int) -> GymnasiumAdapter:
-        return GymnasiumAdapter(vector_env, action_bins, device, action_mask_key, timeout_seconds, num_members)
+        return GymnasiumAdapter(
+            vector_env,
+            action_bins,
+            device,
+            action_mask_key,
+            timeout_seconds,
+            num_members,
+            reward_weights,
+            guarded=not uses_vector_class,
+        )
 
     vector_env = construct(envs_per_member if uses_vector_class else num_envs)
     try:

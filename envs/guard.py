@@ -1,111 +1,175 @@
-"""One environment, watched: what it gives must fit its space; where it fails, an error that names it or a new one."""
+"""One environment, watched: its values must fit its spaces; where it fails, an error that names it or a new one."""
 
 import contextlib
 import logging
+import traceback
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
+
+from envs.errors import UserError
+from envs.values import Misfit, as_tuple, fitting_flag, fitting_obs, fitting_reward, immoderate
+from envs.vector_environment import segment_seed
 
 RESTARTED = "env_restarted"  # in info: whether this environment is a new one since this step
 MAX_FAILURES = 5  # in a row, without a step that went well
+SEGMENT_STEPS = 1000  # after so many, the next episode begins with a seeded reset
 
 logger = logging.getLogger(__name__)
 
 
-class Guard(gymnasium.Wrapper):
-    """Checks observations and rewards, and copies the last ones of an episode.
+class Segment(NamedTuple):
+    """A place in the life of an environment: the actions since its last seeded reset lead there."""
 
-    Some environments write the next episode into the same arrays, and under SAME_STEP autoreset Gymnasium holds on to
-    them while it resets.
+    seed: int  # of the environment's first segment
+    number: int
+    actions: Iterable[Any]  # in the form of the environment's own action space
+
+
+class Guard(gymnasium.Wrapper):
+    """Checks what an environment returns, and makes it able to return to where it was.
+
+    An environment's life is cut into segments. Each begins with a reset that is seeded with a number that follows from
+    the first seed and the segment's number, and goes on for whole episodes until SEGMENT_STEPS steps are taken. So a
+    reset and the actions of one segment bring an environment that is deterministic given its seed to any place.
+
+    The last observation of an episode is copied: some environments write the next episode into the same array, and
+    under SAME_STEP autoreset Gymnasium holds on to it while it resets. Of the infos only the action mask is kept: no
+    other is read, and Gymnasium cannot batch all of them.
 
     Args:
-        on_error: "stop" raises RuntimeError where the environment raises, or gives a wrong shape, type or a number
-            that is not finite; "restart" puts a new one in its place: the episode is truncated there.
+        on_error: "stop" raises UserError where the environment raises, or returns what does not fit its spaces or is
+            not finite; "restart" puts a new one in its place: the episode is truncated there.
+        reward_weights: of an environment with several rewards, whose weighted sum is the reward.
     """
 
-    def __init__(self, env: gymnasium.Env, action_mask_key: str | None, on_error: str) -> None:
+    def __init__(
+        self,
+        env: gymnasium.Env,
+        action_mask_key: str | None,
+        on_error: str,
+        reward_weights: Sequence[float] | None = None,
+    ) -> None:
         super().__init__(env)
         self.action_mask_key, self.restarts_on_error = action_mask_key, on_error == "restart"
+        self.reward_weights = reward_weights
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        space = env.observation_space
-        has_shape = isinstance(space, spaces.Box | spaces.MultiBinary | spaces.MultiDiscrete)
-        self.shape = space.shape if has_shape else None
-        self.dtype = np.dtype(space.dtype)
-        self.seed, self.num_restarts, self.num_failures = 0, 0, 0
+        self.space = env.observation_space
+        self.seed: int | None = None  # none before the first seeded reset
+        self.segment, self.num_steps = 0, 0
+        self.num_failures, self.has_worked = 0, False
+        self.to_repeat: Segment | None = None  # where the next reset leads
         self.last: tuple[Any, dict[str, Any]] = (None, {})  # observation and info, where they may be needed again
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if self.to_repeat is not None:
+            return self.repeat()
         if seed is not None:
-            self.seed, self.num_restarts = seed, 0
-        obs, info = self.reset_or_replace(seed, options)
-        self.remember(obs, info)
-        return obs, info
+            self.seed, self.segment, self.num_steps = seed, 0, 0
+        elif self.num_steps >= SEGMENT_STEPS:
+            seed = self.begin_segment()
+        return self.reset_or_replace(seed, options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.num_steps += 1
         try:
-            obs, reward, terminated, truncated, info = self.env.step(action)
-            self.check(obs, reward)
+            obs, reward, terminated, truncated, info = as_tuple(self.env.step(action), "step")
+            obs, reward = self.checked(obs), self.checked_reward(reward)
+            terminated, truncated = fitting_flag(terminated, "terminated"), fitting_flag(truncated, "truncated")
         except Exception as error:
             self.replace(error, "step")
-            self.reset_or_replace(self.fresh_seed())
+            self.num_steps = SEGMENT_STEPS  # the reset that follows is seeded
             obs, info = self.last
             return obs, 0.0, False, True, info | {RESTARTED: True}
-        self.num_failures = 0
+        self.num_failures, self.has_worked = 0, True
+        info = self.kept(info)
         if terminated or truncated:
-            obs = deepcopy(obs)
-            if self.action_mask_key in info:
-                info = info | {self.action_mask_key: deepcopy(info[self.action_mask_key])}
+            obs, info = deepcopy((obs, info))
         self.remember(obs, info)
         return obs, reward, terminated, truncated, info
+
+    def repeat(self) -> tuple[Any, dict[str, Any]]:
+        """Leads to `to_repeat`; the observation and info there."""
+        assert self.to_repeat is not None
+        (self.seed, number, actions), self.to_repeat = self.to_repeat, None
+        self.segment = number - 1
+        obs, info = self.reset_or_replace(self.begin_segment())
+        for action in actions:
+            obs, _, terminated, truncated, info = self.step(action)
+            if terminated or truncated:
+                obs, info = self.reset()
+        return obs, {key: value for key, value in info.items() if key != RESTARTED}
+
+    def begin_segment(self) -> int | None:
+        """The seed of its first reset."""
+        self.segment, self.num_steps = self.segment + 1, 0
+        return None if self.seed is None else segment_seed(self.seed, self.segment)
 
     def reset_or_replace(self, seed: int | None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """The first observation of this environment, or of the first one in its place that does not fail."""
         restarted: dict[str, Any] = {}
         while True:
             try:
-                obs, info = self.env.reset(seed=seed, options=options)
-                self.check(obs)
-                return obs, info | restarted
+                obs, info = as_tuple(self.env.reset(seed=seed, options=options), "reset")
+                obs, info = self.checked(obs), self.kept(info) | restarted
+                self.remember(obs, info)
+                return obs, info
             except Exception as error:
                 self.replace(error, "reset")
-                seed, restarted = self.fresh_seed(), {RESTARTED: True}
+                seed, restarted = self.begin_segment(), {RESTARTED: True}
 
-    def check(self, obs: Any, reward: Any = 0.0) -> None:
-        """Raises where these do not fit."""
-        if self.shape is not None:
-            if np.shape(obs) != self.shape:  # NumPy would stretch some
-                raise ValueError(f"an observation of shape {np.shape(obs)}, its space has {self.shape}")
-            dtype = np.asarray(obs).dtype
-            if dtype != self.dtype and not np.can_cast(dtype, self.dtype, "same_kind"):  # shared memory would round it
-                raise ValueError(f"an observation of type {dtype}, its space has {self.dtype}")
-            if self.restarts_on_error and not np.isfinite(obs).all():  # else the adapter finds it, for all at once
-                raise ValueError(f"an observation that is not finite: {obs}")
-        if self.restarts_on_error and not np.isfinite(reward):
-            raise ValueError(f"a reward that is not finite: {reward}")
+    def checked(self, obs: Any) -> Any:
+        """The observation, if it fits the space."""
+        obs = fitting_obs(obs, self.space)
+        if isinstance(obs, np.ndarray):
+            self.require_moderate(obs, "an observation")
+        return obs
+
+    def checked_reward(self, reward: Any) -> float:
+        number = fitting_reward(reward, self.reward_weights)
+        self.require_moderate(np.array(number), "a reward")
+        return number
+
+    def require_moderate(self, values: np.ndarray, name: str) -> None:
+        """Where a new environment helps; else the adapter looks at all environments at once."""
+        if self.restarts_on_error and (what := immoderate(values)) is not None:
+            error = Misfit(f"{name} that is {what}")
+            error.may_pass = not np.isfinite(values).all()
+            raise error
+
+    def kept(self, info: Any) -> dict[str, Any]:
+        """What of an info is read."""
+        key = self.action_mask_key
+        return {key: info[key]} if isinstance(info, dict) and key is not None and key in info else {}
 
     def replace(self, error: Exception, call: str) -> None:
-        """A new environment in place of one that failed; RuntimeError where that is not wanted or does not help."""
-        what = f"{self.name}: an environment failed in {call}: {type(error).__name__}: {error}"
+        """A new environment in place of one that failed; UserError where that is not wanted or does not help."""
+        what = f"{self.name}: {call} {said(error)}"
+        never_fits = isinstance(error, Misfit) and not error.may_pass and not self.has_worked
         self.num_failures += 1
-        if not self.restarts_on_error:
-            raise RuntimeError(f"{what} (env.on_error=restart continues with a new one)") from error
+        if not self.restarts_on_error or never_fits:
+            instead = "" if never_fits else " (env.on_error=restart continues with a new environment)"
+            raise UserError(f"{what}{instead}") from error
         if self.num_failures > MAX_FAILURES or self.env.spec is None:
-            raise RuntimeError(f"{what}, {self.num_failures} times in a row") from error
+            raise UserError(f"{what}, {self.num_failures} times in a row") from error
         logger.warning("%s; a new one is in its place", what)
         spec = self.env.spec
         with contextlib.suppress(Exception):  # whatever is wrong with it
             self.env.close()
         self.env = gymnasium.make(spec)
 
-    def fresh_seed(self) -> int:
-        """Of the environment put in place: decided by that of the first and by how many there were."""
-        self.num_restarts += 1
-        return int(np.random.SeedSequence([self.seed, self.num_restarts]).generate_state(1)[0] >> 1)
-
     def remember(self, obs: Any, info: dict[str, Any]) -> None:
         if self.restarts_on_error:
-            masks = {key: value for key, value in info.items() if key == self.action_mask_key}
-            self.last = deepcopy((obs, masks))
+            self.last = deepcopy((obs, info))
+
+
+def said(error: Exception) -> str:
+    """What went wrong in a call of an environment; of an exception of its own, where."""
+    if isinstance(error, Misfit):
+        return f"returned {error}"
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"raised {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"

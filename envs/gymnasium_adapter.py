@@ -3,33 +3,41 @@
 Axes: P population member · E environment · K action factor · D observation.
 """
 
+import contextlib
 import multiprocessing
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import numpy as np
 import torch
+from gymnasium import logger
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from envs.errors import UserError
-from envs.guard import RESTARTED
+from envs.guard import RESTARTED, Segment, said
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
 from envs.transfer import MaskTransfer, StepTransfer
-from envs.vector_environment import Step, environment_seeds
+from envs.values import Misfit, as_tuple, fitting_flags, fitting_rewards, immoderate
+from envs.vector_environment import Step, environment_seeds, segment_seed
 from envs.workers import kill
 
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
+SEGMENT_STEPS = 100_000  # of a vector class; see GymnasiumAdapter
 
 
 class GymnasiumAdapter:
     """A Gymnasium vector environment as a VectorEnvironment, whatever its spaces and its autoreset mode.
 
-    Several members can share a SyncVectorEnv or an AsyncVectorEnv, which seed each environment by itself. There are
-    masks where the first reset gives info[action_mask_key].
+    Several members can share a SyncVectorEnv or an AsyncVectorEnv of guarded environments, which seed each by itself.
+    There are masks where the first reset gives info[action_mask_key].
+
+    A vector class is seeded as a whole: all its environments draw from one stream of random numbers. After
+    SEGMENT_STEPS steps each environment waits once its episode ends, with steps that are not valid, until the episodes
+    of all have ended; then all are reset with a new seed. Guarded environments do this one by one: see envs.guard.
     """
 
     is_tensor_program = False
@@ -43,11 +51,19 @@ class GymnasiumAdapter:
         action_mask_key: str | None = ACTION_MASK_KEY,
         timeout_seconds: float | None = None,
         num_members: int = 1,
+        reward_weights: Sequence[float] | None = None,
+        guarded: bool = False,
     ) -> None:
+        """
+        Args:
+            guarded: whether each environment is in a Guard.
+            reward_weights: of a vector class whose environments have several rewards.
+        """
+        assert num_members == 1 or guarded, "a vector class has one random stream: envs.MemberEnvs"
         self.vector_env, self.timeout_seconds = vector_env, timeout_seconds
         self.num_envs, self.num_members = vector_env.num_envs, num_members
-        self._seeds_each = isinstance(vector_env.unwrapped, SyncVectorEnv | AsyncVectorEnv)
-        assert num_members == 1 or self._seeds_each, "a vector class has one random stream: envs.MemberEnvs"
+        self.reward_weights = None if guarded else reward_weights
+        self._guards = cast(SyncVectorEnv | AsyncVectorEnv, vector_env) if guarded else None
         self.device = torch.device(device)
         self.spec_id = vector_env.spec.id if vector_env.spec else type(vector_env.unwrapped).__name__
         self.render_fps = vector_env.metadata.get("render_fps", 30)
@@ -62,8 +78,10 @@ class GymnasiumAdapter:
         self._hand_over = StepTransfer(self.num_envs, self.observations.size, self.device)
         self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # how often Guard has put a new one in its place
         self._hangs = False
-        self._seeds: list[int] | None = None  # of the last reset, one for each member
-        self._taken: list[np.ndarray] | None = None  # actions since then, each [E, K], where they are recorded
+        self._seeds: list[int] | None = None  # of the last reset from outside, one for each member
+        self._taken: list[np.ndarray] | None = None  # the actions since, each [E, K], where they are recorded
+        self._segment, self._num_steps = 0, 0  # of a vector class: number, and steps since it was last seeded
+        self._waits = np.zeros(self.num_envs, dtype=np.bool_)  # for the end of the segment
         self.masks: Masks | None = None
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
@@ -72,32 +90,24 @@ class GymnasiumAdapter:
 
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
         self._seeds = None if seeds is None else list(seeds)
-        if self._taken is not None:
-            self._taken.clear()
-        obs, info = self._ask("reset", seed=None if seeds is None else self._gymnasium_seed(seeds))
-        self._ended = np.zeros(self.num_envs, dtype=np.bool_)
-        if self._info_masks is not None:
-            self._info_masks.num_steps = 0
-            if self._info_masks.are_in(info):
-                mask = self._info_masks.read(info, self._all_valid)
-                self.masks = self._hand_over_masks(mask, mask)
-        return torch.from_numpy(self._flatten(obs)).to(self.device)
+        assert seeds is None or len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
+        return self._start(0)
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
         choices = action.numpy(force=True)
         if self._taken is not None:
             self._taken.append(choices.astype(np.int32))
-        batched_obs, rewards, terminations, truncations, info = self._ask("step", self.actions.decode(choices))
+        self._num_steps += 1
+        batched_obs, *answer, info = self._ask("step", self.actions.decode(choices))
         obs = next_obs = self._flatten(batched_obs)
-        reward = np.array(rewards, dtype=np.float32)
-        terminated, truncated = np.array(terminations, dtype=np.bool_), np.array(truncations, dtype=np.bool_)
-        valid = self._all_valid
+        reward, terminated, truncated = self._fitting(*answer)
 
+        valid = ~self._waits
         if self._autoreset is AutoresetMode.NEXT_STEP and self._ended.any():
+            valid &= ~self._ended
             for values in (reward, terminated, truncated):
                 values[self._ended] = 0
-            valid = ~self._ended
-        self._check_finite(reward, "a reward")
+        self._check_moderate(reward, "a reward")
         self._ended = terminated | truncated
         masks = self._read_masks(info, terminated)
         if self._autoreset is not AutoresetMode.NEXT_STEP and self._ended.any():
@@ -105,9 +115,13 @@ class GymnasiumAdapter:
                 next_obs = self._with_final_obs(obs, info)
             else:
                 obs, masks = self._reset_ended(obs, masks)
+        if self._is_segment_over():
+            obs, first_mask = self._reset_all(self._segment + 1)
+            masks = None if masks is None or first_mask is None else (first_mask, masks[1])
         if masks is not None:
             self.masks = self._hand_over_masks(*masks)
-        return self._hand_over(obs, reward, terminated, truncated, next_obs, valid)
+        reward = np.where(valid, reward, 0)
+        return self._hand_over(obs, reward, terminated & valid, truncated & valid, next_obs, valid)
 
     def state(self) -> dict[str, Tensor]:
         return {}
@@ -117,18 +131,36 @@ class GymnasiumAdapter:
 
     def journal(self) -> dict[str, Tensor]:
         assert self._seeds is not None, "only what follows a reset with seeds can be repeated"
-        shape = (-1, self.num_envs, len(self.actions.num_choices))
-        taken = np.array(self._taken or [], dtype=np.int32).reshape(shape)
+        if self._guards is not None:
+            segments, num_steps = (np.array(self._guards.get_attr(name)) for name in ("segment", "num_steps"))
+        else:
+            segments, num_steps = (np.full(self.num_envs, number) for number in (self._segment, self._num_steps))
+        length = int(num_steps.max())
+        assert self._taken is not None and len(self._taken) >= length, "record_actions_ comes before the reset"
+        del self._taken[: len(self._taken) - length]
+        actions = np.array(self._taken, dtype=np.int32).reshape(length, self.num_envs, len(self.actions.num_choices))
         return {
             "env/seeds": torch.tensor(self._seeds, dtype=torch.int64),
-            "env/actions": torch.from_numpy(taken),
+            "env/segments": torch.from_numpy(segments),
+            "env/num_steps": torch.from_numpy(num_steps),
+            "env/actions": torch.from_numpy(actions),
             "env/restarts": torch.from_numpy(self.restarts.copy()),
         }
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
-        obs = self.reset(journal["env/seeds"].tolist())
-        for action in journal["env/actions"].long():
-            obs = self.step(action).obs
+        self._seeds = journal["env/seeds"].tolist()
+        segments, num_steps = journal["env/segments"].tolist(), journal["env/num_steps"].tolist()
+        actions = journal["env/actions"].numpy().astype(np.int64)
+        if self._guards is not None:
+            own = [self.actions.decode(actions[len(actions) - n :, i]) for i, n in enumerate(num_steps)]
+            places = [Segment(*place) for place in zip(self._environment_seeds(), segments, list(own), strict=True)]
+            self._guards.set_attr("to_repeat", places)
+        obs = self._start(segments[0])
+        if self._guards is not None and self._taken is not None:
+            self._taken += list(actions.astype(np.int32))
+        elif self._guards is None:
+            for action in torch.from_numpy(actions[len(actions) - num_steps[0] :]):
+                obs = self.step(action).obs
         self.restarts[:] = journal["env/restarts"].numpy()
         return obs
 
@@ -145,50 +177,88 @@ class GymnasiumAdapter:
         else:
             self.vector_env.close()
 
-    def _ask(self, call: str, *args: Any, **kwargs: Any) -> Any:
+    def _start(self, segment: int) -> Float[Tensor, "E D"]:
+        """Resets all environments and hands over their masks, as at the beginning of a segment."""
+        obs, mask = self._reset_all(segment)
+        if mask is not None:
+            self.masks = self._hand_over_masks(mask, mask)
+        return torch.from_numpy(obs).to(self.device)
+
+    def _reset_all(self, segment: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The first observations of a segment, and their masks where there are any."""
+        self._segment, self._num_steps = segment, 0
+        self._ended, self._waits = np.zeros((2, self.num_envs), dtype=np.bool_)
+        if self._taken is not None:
+            self._taken.clear()
+        seed: int | list[int] | None = None
+        if self._seeds is not None:
+            seed = self._environment_seeds() if self._guards else segment_seed(self._environment_seeds()[0], segment)
+        batched_obs, info = self._ask("reset", seed=seed)
+        obs = self._flatten(batched_obs)
+        if self._info_masks is None:
+            return obs, None
+        self._info_masks.num_steps = 0
+        return obs, self._info_masks.read(info, self._all_valid) if self._info_masks.are_in(info) else None
+
+    def _environment_seeds(self) -> list[int]:
+        """A seed for each environment; of a vector class the first is for all."""
+        assert self._seeds is not None
+        return environment_seeds(self._seeds, self.num_envs // self.num_members)
+
+    def _is_segment_over(self) -> bool:
+        """Whether a vector class is to be reset: its segment is long enough, and every environment's episode ended."""
+        if self._guards or self._seeds is None or self._num_steps < SEGMENT_STEPS:
+            return False
+        self._waits = self._waits | self._ended
+        return bool(self._waits.all())
+
+    def _ask(self, call: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Resets or steps the vector environment, with a limit on the wait for processes of their own."""
-        if isinstance(self.vector_env, AsyncVectorEnv):
-            getattr(self.vector_env, f"{call}_async")(*args, **kwargs)
-            try:
-                answer = getattr(self.vector_env, f"{call}_wait")(timeout=self.timeout_seconds)
-            except multiprocessing.TimeoutError:
-                self._hangs = True
-                raise RuntimeError(
-                    f"{self.spec_id}: an environment has not answered a {call} within {self.timeout_seconds:g} s "
-                    "(env.timeout_seconds)"
-                ) from None
-            except (EOFError, ConnectionError) as error:
-                raise RuntimeError(f"{self.spec_id}: the process of an environment has ended: {error}") from error
-        else:
-            try:
+        try:
+            if isinstance(self.vector_env, AsyncVectorEnv):
+                getattr(self.vector_env, f"{call}_async")(*args, **kwargs)
+                with _without_tracebacks():
+                    answer = getattr(self.vector_env, f"{call}_wait")(timeout=self.timeout_seconds)
+            else:
                 answer = getattr(self.vector_env, call)(*args, **kwargs)
-            except OSError as error:  # for whoever calls, one of the environment's, not of its own files
-                raise RuntimeError(f"{self.spec_id}: {call} failed: {type(error).__name__}: {error}") from error
+            answer = as_tuple(answer, call)
+        except UserError:
+            raise
+        except multiprocessing.TimeoutError:
+            self._hangs = True
+            raise UserError(
+                f"{self.spec_id}: an environment has not answered a {call} within {self.timeout_seconds:g} s "
+                "(env.timeout_seconds)"
+            ) from None
+        except (EOFError, ConnectionError) as error:
+            raise UserError(f"{self.spec_id}: the process of an environment has ended: {error}") from error
+        except Exception as error:
+            raise UserError(f"{self.spec_id}: {call} {said(error)}") from error
         for info in (answer[-1], answer[-1].get("final_info", {})):
             self.restarts += info.get(f"_{RESTARTED}", 0)
         return answer
 
-    def _gymnasium_seed(self, seeds: Sequence[int]) -> int | list[int]:
-        """One seed for each environment where the vector environment takes them, else one for all."""
-        assert len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
-        if self._seeds_each:
-            return environment_seeds(seeds, self.num_envs // self.num_members)
-        (seed,) = environment_seeds(seeds, 1)
-        return seed
+    def _fitting(self, rewards: Any, terminations: Any, truncations: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As arrays [E] that may be written to."""
+        try:
+            reward = fitting_rewards(rewards, self.num_envs, self.reward_weights)
+            terminated = fitting_flags(terminations, "terminated", self.num_envs)
+            truncated = fitting_flags(truncations, "truncated", self.num_envs)
+        except Misfit as error:
+            raise UserError(f"{self.spec_id}: step returned {error}") from error
+        return reward, terminated, truncated
 
     def _with_final_obs(self, obs: np.ndarray, info: dict[str, Any]) -> np.ndarray:
         """SAME_STEP: `obs` is of the new episode already, the last one of the old episode is in `info`."""
         final_obs = info.get("final_obs")
         if final_obs is None:
-            raise RuntimeError(
-                f"{self.spec_id}: an episode ended with SAME_STEP autoreset but without info['final_obs']"
-            )
+            raise UserError(f"{self.spec_id}: an episode ended with SAME_STEP autoreset but without info['final_obs']")
         next_obs = obs.copy()
         if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # one observation each, None elsewhere
             next_obs[self._ended] = self.observations.flatten_each(list(final_obs[self._ended]))
         else:
             next_obs[self._ended] = self.observations.flatten(final_obs)[self._ended]
-        self._check_finite(next_obs, "an observation")
+        self._check_moderate(next_obs, "an observation")
         return next_obs
 
     def _reset_ended(self, obs: np.ndarray, masks: NumPyMasks | None) -> tuple[np.ndarray, NumPyMasks | None]:
@@ -215,15 +285,30 @@ class GymnasiumAdapter:
         return mask, np.where(is_new[:, None, None], final_mask, mask)
 
     def _flatten(self, batched_obs: Any) -> np.ndarray:
-        obs = self.observations.flatten(batched_obs)
-        self._check_finite(obs, "an observation")
+        try:
+            obs = self.observations.flatten(batched_obs)
+        except UserError as error:
+            raise UserError(f"{self.spec_id}: returned {error}") from error
+        except (ValueError, TypeError, LookupError) as error:
+            space = self.vector_env.observation_space
+            raise UserError(f"{self.spec_id}: returned observations that do not fit {space}: {error}") from error
+        self._check_moderate(obs, "an observation")
         return obs
 
-    def _check_finite(self, values: np.ndarray, name: str) -> None:
-        finite = np.isfinite(values)
-        if not finite.all():
-            index = int(np.argwhere(~finite)[0, 0])
-            raise RuntimeError(f"{self.spec_id}: environment {index} gave {name} that is not finite: {values[index]}")
+    def _check_moderate(self, values: np.ndarray, name: str) -> None:
+        if immoderate(values) is not None:
+            index, what = next((i, what) for i, value in enumerate(values) if (what := immoderate(value)) is not None)
+            raise UserError(f"{self.spec_id}: environment {index} gave {name} that is {what}")
+
+
+@contextlib.contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Gymnasium prints the traceback of an error in a process of its own before it raises it here."""
+    level, logger.min_level = logger.min_level, logger.ERROR + 1
+    try:
+        yield
+    finally:
+        logger.min_level = level
 
 
 def _autoreset_mode(vector_env: VectorEnv, spec_id: str) -> AutoresetMode:

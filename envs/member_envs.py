@@ -10,13 +10,20 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import MaskReader, Masks
 from envs.transfer import MaskTransfer, StepTransfer
 from envs.vector_environment import Step
 
-MEMBER_AXIS = {"env/seeds": 0, "env/actions": 1, "env/restarts": 0}  # of the journal: members or their environments
+MEMBER_AXIS = {  # of the journal: members or their environments
+    "env/seeds": 0,
+    "env/segments": 0,
+    "env/num_steps": 0,
+    "env/actions": 1,
+    "env/restarts": 0,
+}
 
 
 class MemberEnvs:
@@ -71,6 +78,9 @@ class MemberEnvs:
 
     def journal(self) -> dict[str, Tensor]:
         journals = [member.journal() for member in self.members]
+        length = max(len(own["env/actions"]) for own in journals)
+        for own in journals:
+            own["env/actions"] = pad(own["env/actions"], (0, 0, 0, 0, length - len(own["env/actions"]), 0))
         return {name: torch.cat([own[name] for own in journals], axis) for name, axis in MEMBER_AXIS.items()}
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:

@@ -48,7 +48,7 @@ class _OneHot:
         entries = np.asarray(obs).reshape(len(obs), self.num_entries)
         columns = entries[:, self.entry] == self.value
         if np.count_nonzero(columns) != entries.size:
-            raise RuntimeError(f"an observation lies outside of its space {self.space}: {entries.tolist()}")
+            raise UserError(f"an observation outside of its space {self.space}: {entries.tolist()}")
         return columns.astype(np.float32, order="C")
 
 

@@ -46,7 +46,8 @@ class VectorEnvironment(Protocol):
     render_fps: frames a second at which an episode looks natural.
     is_tensor_program: whether `step` is a static program of tensor operations, which a CUDA graph can hold.
     has_state: whether `state` holds all that changes, so that a checkpoint can hold it. Environments without state are
-        brought back by a reset and by repeating the actions since: see `journal`.
+        brought back by a seeded reset and by repeating the actions since: see `journal`. So that these stay few, they
+        are reset with a new seed from time to time, each at the end of an episode: no episode is cut for it.
     """
 
     num_envs: int
@@ -88,9 +89,11 @@ class VectorEnvironment(Protocol):
         """From the next reset on, notes the actions for the journal. No effect where there is a state."""
 
     def journal(self) -> dict[str, Tensor]:
-        """The last reset's seeds and the actions since: enough for `repeat`. Empty where there is a state.
+        """Each environment's last seeded reset and the actions since, enough for `repeat`. Empty where there is state.
 
-        env/seeds: int64 [P]. env/actions: int32 [T, E, K]. env/restarts: int64 [E].
+        env/seeds: int64 [P], of the last `reset`. env/segments: int64 [E], how often it was seeded anew since.
+        env/num_steps: int64 [E], since it was last seeded. env/actions: int32 [T, E, K], of an environment's row the
+        last num_steps count. env/restarts: int64 [E].
         """
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
@@ -105,6 +108,11 @@ def environment_seeds(seeds: Sequence[int], envs_per_member: int) -> list[int]:
     """A seed below 2^31 for each environment; those of a member follow from the member's own seed alone."""
     states = [np.random.SeedSequence(seed).generate_state(envs_per_member) for seed in seeds]
     return [int(state >> 1) for of_member in states for state in of_member]
+
+
+def segment_seed(seed: int, number: int) -> int:
+    """The seed of an environment's segment, the first of which has number 0; below 2^31."""
+    return seed if number == 0 else int(np.random.SeedSequence([seed, number]).generate_state(1)[0] >> 1)
 
 
 def entropy_seeds(count: int) -> list[int]:

@@ -172,7 +172,7 @@ def test_numbers_that_are_not_finite_name_the_environment(broken: dict[str, floa
     space = spaces.Discrete(2)
     adapter = GymnasiumAdapter(SyncVectorEnv([lambda: Echo(space), lambda: Echo(space, **broken)]))
     adapter.reset([0])
-    with pytest.raises(RuntimeError, match=text):
+    with pytest.raises(UserError, match=text):
         adapter.step(torch.zeros(2, 1, dtype=torch.int64))
 
 
@@ -181,14 +181,14 @@ def test_last_observation_that_is_not_finite_names_the_environment() -> None:
     env_fns = [lambda: Echo(space), lambda: Echo(space, obs=np.nan, terminated=True)]
     adapter = GymnasiumAdapter(SyncVectorEnv(env_fns, autoreset_mode=AutoresetMode.SAME_STEP))
     adapter.reset([0])
-    with pytest.raises(RuntimeError, match="environment 1 gave an observation that is not finite"):
+    with pytest.raises(UserError, match="environment 1 gave an observation that is not finite"):
         adapter.step(torch.zeros(2, 1, dtype=torch.int64))
 
 
 def test_same_step_without_the_last_observation_is_an_error() -> None:
     vector_env = SyncVectorEnv([ScriptedEnv] * 2, autoreset_mode=AutoresetMode.DISABLED)
     vector_env.metadata["autoreset_mode"] = AutoresetMode.SAME_STEP
-    with pytest.raises(RuntimeError, match=r"without info\['final_obs'\]"):
+    with pytest.raises(UserError, match=r"without info\['final_obs'\]"):
         rollout(GymnasiumAdapter(vector_env), 3)
 
 

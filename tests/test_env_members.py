@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from failing_env import ENV_ID as FAILING
+from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from torch import Generator, Tensor
 
 from envs import GymnasiumAdapter, MemberEnvs, TensorEnv, VectorEnvironment, make
@@ -106,9 +107,18 @@ def test_every_environment_has_the_one_interface(kind: Any) -> None:
         assert bool(env.state()) == env.has_state
 
 
-def test_journal_and_state_bring_a_population_back(kind: Any) -> None:
+def shorten_segments(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
+    monkeypatch.setattr("envs.guard.SEGMENT_STEPS", num_steps)
+    monkeypatch.setattr("envs.gymnasium_adapter.SEGMENT_STEPS", num_steps)
+
+
+@pytest.mark.parametrize("segment_steps", [1, 12, 1000])
+def test_journal_and_state_bring_a_population_back(
+    kind: Any, segment_steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """To the middle of an episode; the continuation is the same bit for bit."""
     seeds = [9, 2**40, 0]
+    shorten_segments(monkeypatch, segment_steps)
     with make_members(kind, 3) as env, make_members(kind, 3) as other:
         other.reset([1, 2, 3])
         env.record_actions_()
@@ -131,8 +141,9 @@ def test_journal_and_state_bring_a_population_back(kind: Any) -> None:
         assert journal == {}
     else:
         assert journal["env/seeds"].tolist() == seeds and journal["env/seeds"].dtype == torch.int64
-        shape = (25, env.num_envs, len(env.actions.num_choices))
-        assert journal["env/actions"].shape == shape and journal["env/actions"].dtype == torch.int32
+        num_steps, actions = journal["env/num_steps"], journal["env/actions"]
+        assert actions.shape == (num_steps.max(), env.num_envs, len(env.actions.num_choices))
+        assert actions.dtype == torch.int32 and ((num_steps == 25).all() or segment_steps < 1000)
         assert journal["env/restarts"].tolist() == [0] * env.num_envs
 
 
@@ -144,6 +155,68 @@ def test_journal_right_after_a_reset_holds_the_seeds(kind: Any) -> None:
         for name, value in other.state().items():
             value.copy_(state[name])
         assert torch.equal(other.repeat(env.journal()), obs)
+
+
+class Long(gymnasium.Env):
+    """Rewards the last of `length` steps; with its seeds it counts the episodes that begin with a seeded reset."""
+
+    observation_space, action_space = gymnasium.spaces.Box(0, np.inf, (2,)), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, length: int) -> None:
+        self.length, self.num_seeded = length, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.num_steps, self.num_seeded = 0, self.num_seeded + (seed is not None)
+        return np.array([0, self.num_seeded], np.float32), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.num_steps += 1
+        ends = self.num_steps == self.length
+        return np.array([self.num_steps, self.num_seeded], np.float32), float(ends), ends, False, {}
+
+
+def test_episodes_longer_than_a_segment_end_and_the_next_begins_with_a_seeded_reset(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shorten_segments(monkeypatch, 15)
+    monkeypatch.setitem(gymnasium.registry, "Long-v0", gymnasium.envs.registration.EnvSpec("Long-v0", Long))
+    with closing(make("Long-v0", 1, kwargs={"length": 10})) as env:
+        env.reset([0])
+        steps = [env.step(torch.zeros(1, 1, dtype=torch.int64)) for _ in range(100)]
+    assert [i + 1 for i, step in enumerate(steps) if step.terminated] == list(range(10, 101, 10))
+    assert sum(step.reward.item() for step in steps) == 10
+    assert [int(step.obs[0, 1]) for step in steps[9::10]] == [1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
+
+
+def test_environments_of_a_vector_class_wait_for_the_last_episode_of_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No episode is cut, and what the waiting ones do meanwhile is not valid."""
+    shorten_segments(monkeypatch, 30)
+    seeds: list[int] = []
+    reset = CartPoleVectorEnv.reset
+
+    def reset_and_note(env: CartPoleVectorEnv, *, seed: int, options: Any = None) -> Any:
+        seeds.append(seed)
+        return reset(env, seed=seed, options=options)
+
+    monkeypatch.setattr(CartPoleVectorEnv, "reset", reset_and_note)
+    with closing(make("CartPole-v1", 4, vectorization_mode="vector_entry_point")) as env:
+        env.reset([3])
+        ended = waits = torch.zeros(4, dtype=torch.bool)
+        num_steps, num_waiting, generator = 0, 0, Generator().manual_seed(0)
+        for _ in range(400):
+            num_seeded = len(seeds)
+            step = env.step(torch.randint(2, (4, 1), generator=generator))
+            num_steps += 1
+            assert torch.equal(step.valid, ~ended & ~waits) and torch.equal(step.reward, step.valid.float())
+            ended = step.terminated | step.truncated
+            waits = waits | (ended & (num_steps >= 30))
+            num_waiting += int(waits.sum())
+            assert (len(seeds) > num_seeded) == bool(waits.all())
+            if waits.all():
+                num_steps, ended, waits = 0, torch.zeros(4, dtype=torch.bool), torch.zeros(4, dtype=torch.bool)
+                assert (step.obs.abs() <= 0.05).all() and (step.next_obs[:, 2].abs() > 0.2).any()
+    assert len(set(seeds)) == len(seeds) > 4 and num_waiting > 10
 
 
 def test_replaced_environments_are_counted_by_member() -> None:

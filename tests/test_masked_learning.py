@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import math
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,8 @@ from agent.networks.heads import Actor
 from agent.policy import MemberInfo, describe_policy
 from agent.replay import Batch, Replay
 from agent.training.loop import TrainingLoop
-from envs import GymnasiumAdapter, Masks, Step, TensorEnv, VectorEnvironment
+from envs import ACTION_MASK_KEY, GymnasiumAdapter, Masks, Step, TensorEnv, UserError, VectorEnvironment
+from envs.guard import Guard
 
 ALGORITHMS = ["gumbel_actor_critic", "reinforce"]
 SMALL = [
@@ -44,8 +44,8 @@ SMALL = [
 def scripted(num_envs: int, mode: AutoresetMode = AutoresetMode.SAME_STEP, num_members: int = 1) -> GymnasiumAdapter:
     """Environments that refuse actions which their masks bar."""
     scripts = list(itertools.islice(itertools.cycle(SCRIPTS), num_envs))
-    vector_env = SyncVectorEnv([partial(MaskedEnv, script) for script in scripts], autoreset_mode=mode)
-    return GymnasiumAdapter(vector_env, num_members=num_members)
+    makers = [lambda script=script: Guard(MaskedEnv(script), ACTION_MASK_KEY, "stop") for script in scripts]
+    return GymnasiumAdapter(SyncVectorEnv(makers, autoreset_mode=mode), num_members=num_members, guarded=True)
 
 
 def make_loop(env: VectorEnvironment, *overrides: str) -> TrainingLoop:
@@ -166,7 +166,7 @@ def test_a_learner_without_masks_takes_barred_choices(algorithm: str) -> None:
     """Negative control of the environment above."""
     env = scripted(4)
     env._info_masks = None
-    with pytest.raises(RuntimeError, match="is barred by"):
+    with pytest.raises(UserError, match="is barred by"):
         loop = make_loop(env, f"algorithm={algorithm}", "env.num_envs=4")
         for iteration in range(20):
             loop.run_iteration(4 * iteration)

@@ -104,13 +104,11 @@ def test_reinforce_trained_together_is_trained_apart() -> None:
 
 
 def trained_loop(env_id: str, *overrides: str) -> TrainingLoop:
-    """After 200 updates, with ends of episodes and a reset of all environments on the way."""
+    """After 200 updates, with ends of episodes on the way."""
     settings = ["hidden_sizes=[16]", "batch_size=16", "learning_starts=40", "env.num_envs=2", "total_env_steps=240"]
     config = load_config(None, [f"env.id={env_id}", *settings, *overrides])
     loop = TrainingLoop(config, make_env(config, 2, torch.device("cpu")), torch.device("cpu"))
     for env_steps in range(0, 240, 2):
-        if env_steps == 150:
-            loop.reset_environments(env_steps)
         loop.run_iteration(env_steps)
     loop.conclude(240)
     loop.env.close()
@@ -124,11 +122,11 @@ def trained_loop(env_id: str, *overrides: str) -> TrainingLoop:
     ids=" ".join,
 )
 def test_a_member_alone_is_the_member_of_any_population(kind: list[str]) -> None:
-    """Its seed is 27: alone, the second of three, the last of twenty."""
+    """Its seed is 47: alone, the second of three, the last of twenty."""
     small = ["reinforce.rollout_steps=40", "reinforce.max_episode_steps=60"]
     alone, of_three, of_twenty = (
         trained_loop(*kind, *small, *members)
-        for members in (["seed=27"], ["seed=26", "seeds=3"], ["seed=8", "seeds=20"])
+        for members in (["seed=47"], ["seed=46", "seeds=3"], ["seed=28", "seeds=20"])
     )
     assert torch.equal(of_three.action[1:2], alone.action)
     for loop, member in ((of_three, 1), (of_twenty, 19)):

@@ -4,7 +4,7 @@ import gymnasium
 import pytest
 import torch
 
-from envs import PROBES, make
+from envs import PROBES, UserError, make
 from envs.probes import TIME_LIMIT, register_probes
 
 
@@ -70,7 +70,7 @@ def test_barred_choice_is_an_error_where_it_is_barred() -> None:
     adapter = make("Probe/BarredChoice-v0", 20)
     adapter.reset([0])
     adapter.step(torch.zeros(20, 1, dtype=torch.int64))
-    with pytest.raises(RuntimeError, match="action 2 is barred"):
+    with pytest.raises(UserError, match="action 2 is barred"):
         adapter.step(torch.full((20, 1), 2))
 
 

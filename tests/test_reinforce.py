@@ -127,16 +127,3 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
         obs = step.obs
     pi = learner.evaluated_actor(torch.tensor([[[-1.0], [1.0]]])).softmax(-1)[0, :, 0]
     assert pi[0, 0] > 0.8 and pi[1, 1] > 0.8
-
-
-def test_episodes_truncated_from_outside_are_as_those_a_time_limit_truncates() -> None:
-    """The first environment's episode is under way, the second's has ended by itself, the third's step is a filler."""
-    ends, valid = [False, True, False], [True, True, False]
-    by_time_limit, from_outside = (make_learner(num_envs=3) for _ in range(2))
-    feed(by_time_limit, [1.0, 1.0, 0.0], ends, [True, False, False], valid, obs=0.7)
-    feed(from_outside, [1.0, 1.0, 0.0], ends, [False, False, False], valid, obs=0.7)
-    assert not from_outside.ends[0, 0, 0]
-    from_outside.truncate_episodes_(torch.full((1, 3, 1), 0.7))
-    for name in ("reward", "ends", "unused"):
-        torch.testing.assert_close(getattr(from_outside, name), getattr(by_time_limit, name), rtol=0, atol=0)
-    assert from_outside.reward[0, 0, 0] != 1.0  # bootstraps

@@ -231,24 +231,3 @@ def test_a_million_atari_steps_fit_in_eight_gib() -> None:
     per_step = [replay.frames, replay.steps, replay.length, replay.is_start, replay.starts]
     num_bytes = sum(tensor.nbytes for tensor in per_step)
     assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30
-
-
-@pytest.mark.parametrize("frame_stack", [1, 3])
-def test_episodes_ended_from_outside_are_as_those_a_time_limit_ends(frame_stack: int) -> None:
-    """The first environment's episode is under way, the second's has just ended, and is left as it is."""
-
-    def replay(*, cut: bool) -> Replay:
-        made = Replay(1, 2, 40, frame_stack, 1, 3, torch.tensor([GAMMA]), frame_stack=frame_stack)
-        for t in range(9):
-            frames = torch.arange(t - frame_stack + 1, t + 1).float().expand(1, 2, -1)
-            at_cut, no = torch.tensor([[t == 4, t == 4]]), torch.zeros(1, 2, dtype=torch.bool)
-            truncated = at_cut & torch.tensor([[not cut, True]])
-            made.add_(frames, torch.zeros(1, 2, 1, dtype=torch.int64), torch.ones(1, 2), no, truncated, frames + 1, ~no)
-            if cut and t == 4:
-                made.truncate_episodes_()
-        return made
-
-    by_time_limit, from_outside = replay(cut=False).state(), replay(cut=True).state()
-    for name, tensor in by_time_limit.items():
-        assert isinstance(tensor, Tensor)
-        torch.testing.assert_close(from_outside[name], tensor, rtol=0, atol=0, msg=name)

@@ -72,7 +72,7 @@ def test_binary_marks_one_hot_and_binary_entries_alone() -> None:
 
 @pytest.mark.parametrize("outside", [0, 5])
 def test_observation_outside_of_a_discrete_space_is_an_error(outside: int) -> None:
-    with pytest.raises(RuntimeError, match=rf"outside of its space Discrete\(4, start=1\): \[\[1\], \[{outside}\]\]"):
+    with pytest.raises(UserError, match=rf"outside of its space Discrete\(4, start=1\): \[\[1\], \[{outside}\]\]"):
         FlatObservations(spaces.Discrete(4, start=1)).flatten(np.array([1, outside]))
 
 

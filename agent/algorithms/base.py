@@ -83,9 +83,6 @@ class Algorithm(Protocol):
         """One update of every member; its metrics, NaN where a member has none.  `progress`: part of the run done."""
         ...
 
-    def truncate_episodes_(self, obs: Float[Tensor, "P E D"]) -> None:
-        """Truncates the episodes under way in `obs`: the environments are about to be reset."""
-
     def are_finite(self) -> Bool[Tensor, " P"]:
         """Which members' parameters are all finite."""
         ...

@@ -83,9 +83,6 @@ class OffPolicy(Algorithm):
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs), self.replay.masks(window, length)
 
-    def truncate_episodes_(self, obs: Float[Tensor, "P E D"]) -> None:
-        self.replay.truncate_episodes_()
-
     def refill_replay_(self, env_steps: int) -> None:
         self.learns_from += env_steps
 

@@ -113,12 +113,6 @@ class Reinforce(Algorithm):
             return torch.zeros(obs.shape[:2], device=obs.device)
         return self.gamma * self.baseline(self.normalizer(obs)).squeeze(-1) * self.return_scale
 
-    def truncate_episodes_(self, obs: Float[Tensor, "P E D"]) -> None:
-        slot = (int(self.num_steps) - 1) % len(self.reward)
-        is_cut = self.unused[slot] & ~self.ends[slot]
-        self.reward[slot] += self.value_beyond(obs) * is_cut
-        self.ends[slot] |= is_cut
-
     def are_finite(self) -> Bool[Tensor, " P"]:
         return all_finite(self.num_members, self.actor.network, self.baseline)
 

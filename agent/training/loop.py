@@ -145,20 +145,6 @@ class TrainingLoop:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def reset_environments(self, env_steps: int) -> None:
-        """Resets every environment, with seeds that follow from the members' and from the steps so far.
-
-        Episodes under way are truncated and count in no statistics.
-        """
-        self.wait()  # the environment writes to memory that copies to the device may still be read from
-        self.learner.truncate_episodes_(self.obs)
-        self.episodes.running.zero_()
-        self.obs.copy_(self.by_member(self.env.reset(member_seeds(self.seeds, "environments", env_steps))))
-        if self.mask is not None and self.env.masks is not None:
-            self.mask.copy_(self.by_member(self.env.masks.obs))
-        self.normalizer.update_(self.obs, self.all_valid)
-        self.act(uniform=self.learner.is_warming_up(env_steps))
-
     def state(self) -> State:
         """All tensors that an iteration changes, but of environments that cannot be saved."""
         state: State = {"obs": self.obs, "action": self.action, "env_steps": self.env_steps}

@@ -12,7 +12,15 @@ from agent.training.tracking import METRICS_FILE
 from envs.errors import UserError
 
 # What may change; `device` is compared as it was resolved, below.
-FREE = ("total_env_steps", "num_threads", "device", "compile_guards", "run_dir", "checkpoint.keep")
+FREE = (
+    "total_env_steps",
+    "num_threads",
+    "device",
+    "compile_guards",
+    "run_dir",
+    "checkpoint.keep",
+    "checkpoint.every_env_steps",
+)
 
 
 def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | None:

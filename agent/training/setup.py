@@ -38,4 +38,5 @@ def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvir
         action_mask_key=env.action_mask_key,
         on_error=env.on_error,
         timeout_seconds=env.timeout_seconds,
+        reward_weights=env.reward_weights,
     )

@@ -210,14 +210,11 @@ class Trainer:
         return [member for member in range(self.num_members) if member not in self.failed]
 
     def pass_boundary(self) -> None:
-        """A checkpoint at steps that the config alone decides; environments that cannot be saved are reset there."""
+        """Writes a checkpoint where one is due."""
         checkpoint = self.milestones["checkpoint"]
         if not self.has_checkpoints or not checkpoint.is_due(self.env_steps):
             return
         checkpoint.advance(self.env_steps)
-        if not self.env.has_state:
-            self.loop.reset_environments(self.env_steps)
-        self.saved_at = None
         self.save()
         self.callbacks.call("on_checkpoint", CheckpointView(self.env_steps, self.run_dir))
 
@@ -271,7 +268,7 @@ class Trainer:
             self.best.save(self.run_dir / "policy" / "best")
 
     def repeat_steps(self, checkpoint: Checkpoint) -> None:
-        """Brings environments that cannot be saved to where they were, by the actions since their last reset."""
+        """Brings environments that cannot be saved to where they were, by the actions since they were last seeded."""
         obs = self.env.repeat(checkpoint.tensors)
         if not torch.equal(self.loop.by_member(obs), self.loop.obs):
             logger.warning(
