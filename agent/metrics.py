@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
     "eval/return_sampled": Metric(
         "mean of sum_t r_t over evaluation episodes, a ~ pi(.|s)",
         "reward",
-        "nears eval/return_greedy as the policy makes up its mind",
+        "nears eval/return_greedy as the policy becomes deterministic",
     ),
     "eval/length_greedy": Metric(
         "mean number of steps of the evaluation episodes, a = argmax pi(.|s)",

@@ -88,14 +88,14 @@ def time_parts(loop: TrainingLoop) -> dict[str, list[float]]:
 
     programs = ("act", "update", "store")
     if loop.compiles:
-        run = loop.part
+        run = loop.run_part
 
         def timed_run(function: Callable[..., None], *args: Any) -> None:
             clock = time.perf_counter()
             run(function, *args)
             seconds.setdefault(f"compiled: {function.__name__}", []).append(time.perf_counter() - clock)
 
-        loop.part = timed_run
+        loop.run_part = timed_run
         time_it(loop, "step", "step: environments")
         return seconds
     for name in (*programs, "step"):

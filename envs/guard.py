@@ -34,7 +34,7 @@ class Guard(gymnasium.Wrapper):
     """Checks what an environment returns, and makes it able to return to where it was.
 
     An environment's life is cut into segments. Each begins with a reset that is seeded with a number that follows from
-    the first seed and the segment's number, and goes on for whole episodes until SEGMENT_STEPS steps are taken. So a
+    the first seed and the segment's number, and lasts for whole episodes, until SEGMENT_STEPS steps are taken. So a
     reset and the actions of one segment bring an environment that is deterministic given its seed to any place.
 
     The last observation of an episode is copied: some environments write the next episode into the same array, and

@@ -49,10 +49,10 @@ def test_compiled_loops_do_what_the_plain_loop_does(loops: str, tmp_path: Path) 
 )
 def test_captured_loop_does_what_the_plain_loop_does_bit_for_bit(kind: list[str]) -> None:
     plain, captured = (make_loop("cuda", *kind) for _ in range(2))
-    plain.whole = plain.part = run_plain
+    plain.run_whole = plain.run_part = run_plain
     for loop in (plain, captured):
         run(loop)
-    runners = [runner for runner in (captured.whole, captured.part) if isinstance(runner, CudaGraphs)]
+    runners = [runner for runner in (captured.run_whole, captured.run_part) if isinstance(runner, CudaGraphs)]
     assert len(runners) == 1 and runners[0].graphs
     for name, tensor in state(plain).items():
         assert torch.equal(state(captured)[name], tensor), name

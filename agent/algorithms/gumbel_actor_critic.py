@@ -87,11 +87,13 @@ class GumbelActorCritic(OffPolicy):
         next_value = self.next_value(batch.next_obs, next_mask, alpha, noise.target)
         target = losses.td_target(batch.reward, batch.discount, next_value)
 
-        def loss(critics: Parameters, actor: Parameters, log_alpha: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-            """Three terms, each a function of one of the three: the others are constants to it."""
-            critic_loss, q_a, encoded = self.critic_loss(critics, batch, target)
+        def loss(
+            critic_parameters: Parameters, actor_parameters: Parameters, log_alpha: Tensor
+        ) -> tuple[Tensor, tuple[Tensor, ...]]:
+            """The sum of three losses, each of which depends on one argument alone."""
+            critic_loss, q_a, encoded = self.critic_loss(critic_parameters, batch, target)
             q = CriticsAt(self.critics, encoded.detach(), self.reduce)  # one forward pass serves critics and actor
-            actor_loss, entropy = self.actor_loss(actor, batch.obs, mask, q, tau, alpha, noise.estimator)
+            actor_loss, entropy = self.actor_loss(actor_parameters, batch.obs, mask, q, tau, alpha, noise.estimator)
             alpha_loss = losses.alpha_loss(log_alpha, entropy.detach(), target_entropy)
             return critic_loss + actor_loss + alpha_loss, (critic_loss, q_a, actor_loss, entropy)
 

@@ -24,7 +24,7 @@ JOINT_EVALUATIONS = 2048  # of joint critics, for one draw at all inspected stat
 
 @runtime_checkable
 class Inspected(Protocol):
-    """What is looked at: an actor, its critics and the states that it has come by."""
+    """What is looked at: an actor, its critics and the states that it visited."""
 
     config: Config
     actor: Actor

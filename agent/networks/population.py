@@ -89,13 +89,13 @@ class Population:
 def gradients(
     loss: Callable[..., tuple[Float[Tensor, " P"], Aux]], *of: Population | Tensor
 ) -> tuple[list[Tensor], Aux]:
-    """d sum_P loss / d of, and what else the function returns, as constants.
+    """The gradient of the members' summed loss by each of `of`, and what else the function returns, detached.
 
     torch.func inside a compiled program, where it is free; torch.autograd elsewhere, where it is the faster one.
 
     Args:
-        loss: from the parameters of each population and from each tensor. It returns a loss of each member, and more.
-        of: what to differentiate by; the gradient of a population is laid out as its `flat`.
+        loss: takes the parameters of each population and each tensor. It returns a loss of each member, and more.
+        of: what to differentiate by. The gradient of a population has the layout of its `flat`.
     """
     if torch.compiler.is_compiling():
 

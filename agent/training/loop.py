@@ -58,7 +58,7 @@ class TrainingLoop:
         self.normalizer.update_(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.whole, self.part = self.runners()
+        self.run_whole, self.run_part = self.runners()
         self.act(uniform=self.learner.is_warming_up(0))
 
     def runners(self) -> tuple[Runner, Runner]:
@@ -75,13 +75,13 @@ class TrainingLoop:
 
     @property
     def compiles(self) -> bool:
-        return isinstance(self.part, Compiled) and not self.part.has_failed
+        return isinstance(self.run_part, Compiled) and not self.run_part.has_failed
 
     def run_iteration(self, env_steps: int) -> None:
         """The updates due after `env_steps` of each member, and one more step of every environment."""
         num_updates = self.learner.updates_due(env_steps)
         uniform_next = self.learner.is_warming_up(env_steps + self.num_envs)
-        self.transition: Step = self.whole(self.iteration, num_updates, uniform_next)
+        self.transition: Step = self.run_whole(self.iteration, num_updates, uniform_next)
         self.num_updates += num_updates
 
     def iteration(self, num_updates: int, uniform_next: bool) -> Step:
@@ -90,12 +90,12 @@ class TrainingLoop:
         if not self.env.is_tensor_program:
             action = action.cpu()  # now: a copy waits for all that the device has been asked to do
         for _ in range(num_updates):
-            self.part(self.update)
+            self.run_part(self.update)
         self.step(action)
         if uniform_next:  # a short phase, not worth compiling
             self.store_and_act(uniform=True)
         else:
-            self.part(self.store_and_act)
+            self.run_part(self.store_and_act)
         return self.transition
 
     def update(self) -> None:
