@@ -18,7 +18,7 @@ from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
 from agent.config import MAX_SEED
 from agent.config_loader import load_config
-from agent.evaluation import MODES, evaluate, make_env, num_parallel_envs
+from agent.evaluation import MAX_EPISODE_STEPS, MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
 from agent.exit_codes import exit_code
 from agent.tables import results_table
 from envs import UserError
@@ -49,10 +49,15 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     mode.add_argument("--sampled", action="store_true", help="drawn actions only")
     mode.add_argument("--both", action="store_true", help="greedy and sampled (default)")
     parser.add_argument("--seed", default=0, type=seed, help="of environments and draws (default: 0)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object with every return, nothing else")
     parser.add_argument(
-        "--video", metavar="DIR", type=Path, help="write an MP4 of one episode of the first member here"
+        "--max-episode-steps",
+        default=MAX_EPISODE_STEPS,
+        type=positive,
+        metavar="N",
+        help=f"an episode is cut here, and marked as cut (default: {MAX_EPISODE_STEPS})",
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object with every return, nothing else")
+    parser.add_argument("--video", metavar="DIR", type=Path, help="write an MP4 of one episode of each member here")
     parser.add_argument(
         "--gradients", action="store_true", help="measure every gradient estimator against the exact gradient instead"
     )
@@ -84,21 +89,36 @@ def report_returns(options: argparse.Namespace) -> None:
     policy = load(options)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
-    members = evaluate(policy, episodes=options.episodes, seed=options.seed, modes=modes, env_id=env_id)
-    result = {"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}
-    video = None
-    if options.video:
-        first = policy.select([0])
-        with contextlib.closing(make_env(first, 1, env_id, render_mode="rgb_array")) as env:
-            video = record(first, env, options.video, options.seed, sampled=modes[0] == "sampled")
+    num_episodes = options.episodes * policy.num_members * len(modes)
+    members = evaluate(
+        policy,
+        episodes=options.episodes,
+        seed=options.seed,
+        modes=modes,
+        env_id=env_id,
+        max_episode_steps=options.max_episode_steps,
+        watch=EpisodeProgress(num_episodes, lambda text: print(text, file=sys.stderr)),
+    )
     if options.json:
-        print(json.dumps(result))
+        print(json.dumps({"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}))
     else:
         console = Console()
         console.print(f"{env_id}: return per episode")
         console.print(results_table(members))
-        if video:
-            console.print(f"video: {video}")
+    sys.stdout.flush()  # what is found stays, whatever the video comes to
+    if options.video:
+        for number in range(policy.num_members):
+            one = policy.select([number])
+            with contextlib.closing(make_env(one, 1, env_id, render_mode="rgb_array")) as env:
+                video = record(
+                    one,
+                    env,
+                    options.video,
+                    options.seed,
+                    sampled=modes[0] == "sampled",
+                    max_episode_steps=options.max_episode_steps,
+                )
+            print(f"video: {video}", file=sys.stderr if options.json else sys.stdout)
 
 
 def report_gradients(options: argparse.Namespace) -> None:

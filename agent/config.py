@@ -223,6 +223,12 @@ class EvaluationConfig(Section):
         None, ge=1, description="steps of a member between evaluations; null: 1/20 of the run"
     )
     episodes: int = Field(10, ge=1, description="episodes of an evaluation during training, greedy and sampled each")
+    max_episode_steps: int = Field(
+        20_000,
+        ge=1,
+        description="an episode of an evaluation that is not over after so many steps is cut, counts with its return "
+        "so far and is marked as cut",
+    )
     final_episodes: int = Field(100, ge=1, description="episodes of the evaluation at the end, greedy and sampled each")
 
 

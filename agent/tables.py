@@ -27,12 +27,13 @@ def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
 
 def figures_of(episodes: Mapping[str, Any]) -> list[str]:
     interval = stratified_bootstrap(np.array(episodes["returns"]), iqm)
+    num_cut = sum(episodes.get("cut", ()))  # none in files of before
     return [
         f"{number(episodes['mean'])} ± {number(episodes['std'])}",
         f"{number(episodes['iqm'])} [{number(interval.low)}, {number(interval.high)}]",
         number(episodes["min"]),
         number(episodes["max"]),
-        f"{np.mean(episodes['lengths']):.0f}",
+        f"{np.mean(episodes['lengths']):.0f}" + (f" ({num_cut} cut)" if num_cut else ""),
     ]
 
 

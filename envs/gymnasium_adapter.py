@@ -169,6 +169,8 @@ class GymnasiumAdapter:
             return self.vector_env.render()
         except DependencyNotInstalled as error:
             raise UserError(f"{self.spec_id} cannot be rendered: {error}") from error
+        except Exception as error:
+            raise UserError(f"{self.spec_id} cannot be rendered: render {said(error)}") from error
 
     def close(self) -> None:
         if self._hangs and isinstance(self.vector_env, AsyncVectorEnv):

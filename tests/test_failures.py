@@ -17,9 +17,10 @@ import envs
 from agent import Policy
 from agent.config import Config
 from agent.exit_codes import Stopped
+from agent.training.callbacks import Callback, StepView
 from agent.training.loop import TrainingLoop
 from agent.training.tracking import Tracker
-from agent.training.trainer import train
+from agent.training.trainer import Trainer, train
 from envs import UserError
 
 __all__ = ["stop_at"]  # a fixture
@@ -103,6 +104,35 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="run_dir: .*file/run cannot be made: .*Not a directory"):
         train(short(tmp_path / "file" / "run"))
+
+
+def test_a_folder_that_is_moved_while_it_is_written_to_is_an_error(tmp_path: Path) -> None:
+    class Move(Callback):
+        def on_step(self, step: StepView) -> None:
+            if step.env_steps == 61:
+                (tmp_path / "run").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(
+        UserError, match=r"run: was moved or removed while the run was writing to it; .* --resume FOLDER"
+    ):
+        train(short(tmp_path / "run"), callbacks=[Move()])
+    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere" / "result.json").exists()
+    resumed = train(short(tmp_path / "elsewhere"), resume=True)
+    assert_same(resumed, train(short(tmp_path / "unbroken")))
+
+
+def test_the_final_policy_is_there_before_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir, seen = tmp_path / "run", []
+    finish = Trainer.finish
+
+    def finish_and_watch(trainer: Trainer) -> None:
+        monkeypatch.setattr(trainer, "evaluate_policy", lambda *args: seen.append(Policy.load(run_dir)) or 1 / 0)
+        finish(trainer)
+
+    monkeypatch.setattr(Trainer, "finish", finish_and_watch)
+    with pytest.raises(ZeroDivisionError):
+        train(short(run_dir))
+    assert len(seen) == 1 and seen[0].num_members == 1
 
 
 FAULTS = [

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from agent.config import Config
-from agent.evaluation import MODES, evaluate_members, num_parallel_envs
+from agent.evaluation import MODES, EpisodeProgress, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
 from agent.metrics import METRICS
 from agent.policy import MemberInfo, Policy, describe_policy
@@ -25,7 +25,14 @@ from agent.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointWrit
 from agent.training.console import Console
 from agent.training.loop import TrainingLoop
 from agent.training.resume import checkpoint_of, is_finished
-from agent.training.run_dir import make_run_dir, next_commands, require_new, sole_writer, write_atomically
+from agent.training.run_dir import (
+    make_run_dir,
+    next_commands,
+    require_new,
+    require_there,
+    sole_writer,
+    write_atomically,
+)
 from agent.training.setup import make_env, select_device
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
@@ -315,6 +322,7 @@ class Trainer:
         self.write(rows)
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
+        require_there(self.run_dir)
         rows = [{} if member in self.failed else row for member, row in enumerate(rows)]
         self.tracker.write(self.env_steps, rows)
         self.console.update(self.env_steps, rows)
@@ -342,15 +350,29 @@ class Trainer:
 
     def evaluate_policy(self, env: VectorEnvironment, num_episodes: int) -> list[dict[str, Any]]:
         """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
+        self.take_over_policies()
         numbers = (self.env_steps, num_episodes)
-        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, self.stop.check)
+        progress = EpisodeProgress(num_episodes * self.num_members * len(MODES), self.console.message)
+
+        def watch(num_done: int) -> None:
+            self.stop.check()
+            progress(num_done)
+
+        limit = self.config.evaluation.max_episode_steps
+        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, max_episode_steps=limit, watch=watch)
         self.policy.record_evaluation_(self.env_steps, [member["greedy"]["mean"] for member in members])
         return members
 
+    def take_over_policies(self) -> None:
+        """The averaged policies of the members that have not failed."""
+        self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
+
     def finish(self) -> None:
-        """The last evaluation, on fresh environments; writes the final policy and result.json."""
+        """Writes the final policy, evaluates it on fresh environments, writes its returns and result.json."""
         wall_seconds = time.perf_counter() - self.started
+        require_there(self.run_dir)
+        self.take_over_policies()
+        self.policy.save(self.run_dir / "policy" / "final")  # a long evaluation may be cut short
         num_episodes = self.config.evaluation.final_episodes
         with contextlib.closing(make_env(self.config, num_parallel_envs(num_episodes), self.device)) as env:
             members = self.evaluate_policy(env, num_episodes)
