@@ -166,9 +166,9 @@ def test_what_cannot_be_run_leaves_no_folder(tmp_path: Path, override: str, reas
 
 @pytest.mark.slow
 def test_actor_critic_learns_cartpole(tmp_path: Path) -> None:
-    """Untrained policies score about 9 to 20; eight of eight seeds tried were above 270 after 5000 or 6000 steps."""
-    overrides = ["total_env_steps=5000", "learning_starts=500", "batch_size=64", "hidden_sizes=[64, 64]"]
-    run = train(short(tmp_path / "run", "evaluation.every_env_steps=5000", "evaluation.final_episodes=10", *overrides))
+    """Untrained policies score about 9 to 20; eight of eight seeds tried ended above 300."""
+    overrides = ["total_env_steps=3000", "learning_starts=500", "batch_size=64", "hidden_sizes=[64, 64]"]
+    run = train(short(tmp_path / "run", "evaluation.every_env_steps=3000", "evaluation.final_episodes=10", *overrides))
     for member in json.loads((run / "result.json").read_text())["members"]:
         assert member["greedy"]["mean"] > 150
 
