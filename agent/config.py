@@ -352,12 +352,9 @@ class Config(Section):
         json_schema_extra=ACTOR_CRITIC,
     )
     replay_capacity: int = Field(
-        100_000, ge=2, description="steps kept in the replay of each member", json_schema_extra=ACTOR_CRITIC
-    )
-    frame_stack: int = Field(
-        1,
-        ge=1,
-        description="frames that an observation stacks, oldest first: the replay keeps each frame once",
+        100_000,
+        ge=2,
+        description="slots of the replay of each member; a step takes one, the end of an episode another",
         json_schema_extra=ACTOR_CRITIC,
     )
     target_update_rate: float = Field(
@@ -398,6 +395,19 @@ class Config(Section):
     )
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=NOT_LEARNING)
     wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
+
+    @model_validator(mode="before")
+    @classmethod
+    def frame_stack_is_gone(cls, values: Any) -> Any:
+        """Files of before have frame_stack: 1, which means nothing."""
+        if not isinstance(values, dict) or "frame_stack" not in values:
+            return values
+        if values["frame_stack"] != 1:
+            raise ValueError(
+                f"frame_stack: got {values['frame_stack']!r}, but it is no setting any more: the replay finds stacked "
+                "frames itself; leave it out"
+            )
+        return {key: value for key, value in values.items() if key != "frame_stack"}
 
     @field_validator("algorithm")
     @classmethod

@@ -2,6 +2,7 @@
 
 from envs.errors import UserError
 from envs.factory import make
+from envs.frame_stack import FrameStack, find_frame_stack
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY, MaskReader, Masks
 from envs.member_envs import MemberEnvs
@@ -17,6 +18,7 @@ __all__ = [
     "ACTION_MASK_KEY",
     "PROBES",
     "FactoredActions",
+    "FrameStack",
     "FlatObservations",
     "FunctionalEnv",
     "FunctionalSingleEnv",
@@ -30,6 +32,7 @@ __all__ = [
     "TensorEnv",
     "UserError",
     "VectorEnvironment",
+    "find_frame_stack",
     "make",
     "space_from_json",
     "space_to_json",

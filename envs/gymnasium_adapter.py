@@ -17,6 +17,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.frame_stack import FrameStack
 from envs.guard import RESTARTED, Segment, said
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
@@ -82,6 +83,9 @@ class GymnasiumAdapter:
         self._taken: list[np.ndarray] | None = None  # the actions since, each [E, K], where they are recorded
         self._segment, self._num_steps = 0, 0  # of a vector class: number, and steps since it was last seeded
         self._waits = np.zeros(self.num_envs, dtype=np.bool_)  # for the end of the segment
+        self._frame_stack: FrameStack | None = None
+        self._acted_on: np.ndarray | None = None  # the observations that the next actions are chosen from
+        self.frame_stack_holds = True
         self.masks: Masks | None = None
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
@@ -115,16 +119,22 @@ class GymnasiumAdapter:
                 next_obs = self._with_final_obs(obs, info)
             else:
                 obs, masks = self._reset_ended(obs, masks)
+        if self._frame_stack is not None and self._acted_on is not None:
+            repeats = self._frame_stack.repeats(self._acted_on, next_obs) | ~valid
+            self.frame_stack_holds &= bool(repeats.all())
         if self._is_segment_over():
             obs, first_mask = self._reset_all(self._segment + 1)
             masks = None if masks is None or first_mask is None else (first_mask, masks[1])
         if masks is not None:
             self.masks = self._hand_over_masks(*masks)
-        reward = np.where(valid, reward, 0)
+        reward, self._acted_on = np.where(valid, reward, 0), obs
         return self._hand_over(obs, reward, terminated & valid, truncated & valid, next_obs, valid)
 
     def state(self) -> dict[str, Tensor]:
         return {}
+
+    def expect_frame_stack_(self, stack: FrameStack | None) -> None:
+        self._frame_stack, self.frame_stack_holds = stack, True
 
     def record_actions_(self) -> None:
         self._taken = []
@@ -196,7 +206,7 @@ class GymnasiumAdapter:
         if self._seeds is not None:
             seed = self._environment_seeds() if self._guards else segment_seed(self._environment_seeds()[0], segment)
         batched_obs, info = self._ask("reset", seed=seed)
-        obs = self._flatten(batched_obs)
+        obs = self._acted_on = self._flatten(batched_obs)
         if self._info_masks is None:
             return obs, None
         self._info_masks.num_steps = 0

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import pad
 
+from envs.frame_stack import FrameStack
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import MaskReader, Masks
 from envs.transfer import MaskTransfer, StepTransfer
@@ -71,6 +72,14 @@ class MemberEnvs:
 
     def state(self) -> dict[str, Tensor]:
         return {}
+
+    def expect_frame_stack_(self, stack: FrameStack | None) -> None:
+        for member in self.members:
+            member.expect_frame_stack_(stack)
+
+    @property
+    def frame_stack_holds(self) -> bool:
+        return all(member.frame_stack_holds for member in self.members)
 
     def record_actions_(self) -> None:
         for member in self.members:

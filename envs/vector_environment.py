@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from envs.frame_stack import FrameStack
 from envs.masks import Masks
 from envs.spaces import FactoredActions, FlatObservations
 
@@ -84,6 +85,13 @@ class VectorEnvironment(Protocol):
 
     def state(self) -> dict[str, Tensor]:
         """All that changes, live: written back in place, the environments continue from there. Empty without state."""
+
+    def expect_frame_stack_(self, stack: FrameStack | None) -> None:
+        """From the next reset on, holds every observation against the frames that it is said to repeat."""
+
+    @property
+    def frame_stack_holds(self) -> bool:
+        """Whether every observation since has repeated the frames expected of it."""
 
     def record_actions_(self) -> None:
         """From the next reset on, notes the actions for the journal. No effect where there is a state."""

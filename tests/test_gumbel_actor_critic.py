@@ -87,11 +87,6 @@ def test_every_combination_moves_every_network(
     assert all(value.shape == (1,) and value.isfinite().all() for value in metrics.values())
 
 
-def test_frames_that_do_not_divide_the_observation_are_refused() -> None:
-    with pytest.raises(ValueError, match="frame_stack: got 3, which does not divide the 4 numbers"):
-        make_agent("frame_stack=3")
-
-
 @pytest.mark.parametrize("structure", ["per_action", "joint"])
 def test_target_comes_from_the_target_critics(structure: str, generator: Generator) -> None:
     targets = {}

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from agent.replay import Batch, Replay, Window
+from agent.replay import Batch, Replay, Window, available_memory
+from envs import UserError
 
 GAMMA = 0.5
 
@@ -231,3 +232,61 @@ def test_a_million_atari_steps_fit_in_eight_gib() -> None:
     per_step = [replay.frames, replay.steps, replay.length, replay.is_start, replay.starts]
     num_bytes = sum(tensor.nbytes for tensor in per_step)
     assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30
+
+
+def test_no_more_slots_are_made_than_the_steps_of_a_run_can_fill(generator: Generator) -> None:
+    """Also where every step ends an episode: none is lost."""
+    gamma = torch.tensor([GAMMA])
+    small = Replay(1, 2, 100_000, 2, 1, 1, gamma, max_steps=40)
+    assert len(small.frames) < 2 * 60 and len(Replay(1, 2, 50, 2, 1, 1, gamma, max_steps=40).frames) == 50
+    yes, no = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool)
+    for t in range(20):
+        obs = torch.full((1, 2, 2), float(t))
+        small.add_(obs, torch.zeros(1, 2, 1, dtype=torch.int64), torch.ones(1, 2), yes, no, obs + 0.5, yes)
+    assert small.num_started.tolist() == [[20, 20]] and small.num_dropped.sum() == 0
+    assert set(sample(small, generator, 2000).obs[0, :, 0].tolist()) == set(range(20))
+
+
+@pytest.mark.parametrize("frame_stack", [1, 3])
+@pytest.mark.parametrize("num_steps", [5, 19, 300])
+def test_a_checkpoint_holds_the_filled_slots_and_a_longer_run_has_room_for_more(
+    num_steps: int, frame_stack: int, generator: Generator
+) -> None:
+    """Five and nineteen steps leave slots empty; three hundred fill a ring that cannot grow."""
+
+    def replay(max_steps: int) -> Replay:
+        gamma = torch.tensor([GAMMA])
+        size = 2 * frame_stack
+        return Replay(1, 2, 60, size, 1, 2, gamma, max_steps=max_steps, frame_stack=frame_stack)
+
+    def add(steps: range, *replays: Replay) -> None:
+        no = torch.zeros(1, 2, dtype=torch.bool)
+        for t in steps:
+            frames = torch.arange(t - frame_stack + 1, t + 1).repeat_interleave(2).float().expand(1, 2, -1)
+            for own in replays:
+                action, ends = torch.zeros(1, 2, 1, dtype=torch.int64), torch.tensor([[t % 4 == 3, t % 7 == 6]])
+                own.add_(frames, action, torch.full((1, 2), float(t)), no, ends, frames + 1, ~no)
+
+    first, longer, always = replay(2 * num_steps), replay(1000), replay(1000)
+    add(range(num_steps), first, always)
+    saved = {name: tensor.clone() for name, tensor in first.state().items()}
+    if num_steps == 5:
+        assert saved["frames"].shape[2] < first.num_slots
+    longer.make_room_(saved)
+    for name, tensor in longer.state().items():
+        tensor.copy_(saved[name])
+    add(range(num_steps, num_steps + 9), longer, always)
+    u, v = torch.rand((2, 1, 200), dtype=torch.float64, generator=generator)
+    for ours, theirs in zip(*(own.batch(w := own.sample(u, v), w.length) for own in (longer, always)), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_replay_that_memory_does_not_hold_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agent.replay.available_memory", lambda: 2**30)
+    message = r"needs 7\.9 GiB, 300,000 slots of 28,224 bytes an observation, but 1\.0 GiB of memory are free; lower"
+    with pytest.raises(UserError, match=message):
+        Replay(3, 1, 100_000, 4 * 84 * 84, 1, 3, torch.full((3,), 0.9), obs_dtype=torch.uint8)
+
+
+def test_memory_that_is_free_is_found() -> None:
+    assert 2**20 < available_memory() < 2**50

@@ -149,6 +149,7 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
     first.env.record_actions_()
     iterate(first, range(34))
     saved = capture(first.state())
+    second.make_room_(saved)
     restore_(second.state(), saved)
     if not first.env.has_state:
         second.env.repeat(first.env.journal())

@@ -156,7 +156,10 @@ def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("override", "reason"),
-    [("env.id=Pendulum-v1", "Pendulum-v1 has action space"), ("frame_stack=3", "does not divide the 4 numbers")],
+    [
+        ("env.id=Pendulum-v1", "Pendulum-v1 has action space"),
+        ("frame_stack=3", "no setting any more: the replay finds"),
+    ],
 )
 def test_what_cannot_be_run_leaves_no_folder(tmp_path: Path, override: str, reason: str) -> None:
     with pytest.raises(UserError, match=reason):

@@ -18,6 +18,7 @@ from agent.metrics import Metric
 from agent.networks.heads import Actor
 from agent.normalizer import ObservationNormalizer
 from agent.state import State
+from envs.frame_stack import FrameStack
 from envs.masks import Masks
 from envs.random_streams import RandomStreams
 from envs.vector_environment import Step
@@ -37,6 +38,7 @@ class Task(NamedTuple):
     has_masks: bool
     normalizer: ObservationNormalizer
     device: torch.device
+    frame_stack: FrameStack | None = None  # how observations stack frames, if they do
 
 
 @runtime_checkable
@@ -52,6 +54,7 @@ class Algorithm(Protocol):
     Settings: ClassVar[type[Section]] = Section  # the settings of its own, given as algorithm_kwargs
     actor: Actor  # the policy that acts
     evaluated_actor: Actor  # the policy that is evaluated and saved; may be the same
+    replay_bytes: int = 0  # of memory that a replay takes
 
     def __init__(self, config: Config, task: Task) -> None: ...
 
@@ -90,6 +93,12 @@ class Algorithm(Protocol):
     def state(self) -> State:
         """All tensors that change, by name; those of a replay under "replay/"."""
         ...
+
+    def unstack_(self) -> None:
+        """Observations do not stack frames after all. The one call that tensors need not outlive in place."""
+
+    def make_room_(self, saved: Mapping[str, Tensor]) -> None:
+        """Has the tensors of `state` take the shapes of a checkpoint's."""
 
     def refill_replay_(self, env_steps: int) -> None:
         """The run resumes after so many steps with an empty replay."""

@@ -1,6 +1,7 @@
 """What off-policy algorithms share: warm-up, a replay of n-step windows, and how many updates are due."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +10,6 @@ from torch import Tensor
 from agent import losses
 from agent.algorithms.base import Algorithm, Task
 from agent.config import Config
-from agent.config_fields import ConfigError
 from agent.replay import Batch, Replay
 from agent.seeding import member_seeds
 from agent.state import State, named
@@ -32,24 +32,24 @@ class OffPolicy(Algorithm):
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
         self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
         self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
-        obs_size = math.prod(task.obs_shape)
-        if obs_size % config.frame_stack:
-            raise ConfigError(
-                f"frame_stack: got {config.frame_stack}, which does not divide the {obs_size} numbers of an observation"
-            )
+        stack = task.frame_stack
         self.replay = Replay(
             self.num_members,
             self.num_envs,
             config.replay_capacity,
-            obs_size,
+            math.prod(task.obs_shape),
             task.actions.num_factors,
             self.largest_n,
             self.per_member("gamma"),
-            frame_stack=config.frame_stack,
+            max_steps=config.total_env_steps,
+            frame_stack=1 if stack is None else stack.num_frames,
+            frame_order=None if stack is None else stack.frame_major,
             obs_dtype=task.obs_dtype,
             mask_shape=(task.actions.num_factors, task.actions.width) if task.has_masks else None,
             device=self.device,
         )
+
+        self.replay_bytes = self.replay.num_bytes
 
     def tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -82,6 +82,12 @@ class OffPolicy(Algorithm):
         batch = self.replay.batch(window, length)
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs), self.replay.masks(window, length)
+
+    def unstack_(self) -> None:
+        self.replay.unstack_()
+
+    def make_room_(self, saved: Mapping[str, Tensor]) -> None:
+        self.replay.make_room_({name.removeprefix("replay/"): saved[name] for name in saved if "replay/" in name})
 
     def refill_replay_(self, env_steps: int) -> None:
         self.learns_from += env_steps

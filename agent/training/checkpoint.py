@@ -46,7 +46,7 @@ class CheckpointInfo(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
     )
-    format: Literal[4] = 4
+    format: Literal[5] = 5
     env_steps: int = Field(ge=0)  # of a member
     num_updates: int = Field(ge=0)
     milestones: dict[str, int]  # where the next log line, evaluation, … is due
@@ -209,7 +209,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         fault = error.errors()[0]
         if fault["loc"] == ("format",):
             raise CheckpointError(
-                f"{path}: is of format {fault['input']}, this version resumes format 4; the policies of the run can "
+                f"{path}: is of format {fault['input']}, this version resumes format 5; the policies of the run can "
                 f"still be evaluated and compared; {instead(folder)}"
             ) from None
         where = ".".join(map(str, fault["loc"]))

@@ -3,6 +3,9 @@
 Axes: P member · E environment of a member · D numbers of an observation · K action factor · N choices of the widest.
 """
 
+import logging
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
@@ -16,9 +19,11 @@ from agent.seeding import member_seeds
 from agent.state import State, named
 from agent.training.acceleration import Compiled, CudaGraphs, Runner, pays_to_compile, run_plain
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
-from envs import ACTION_MASK_KEY, Masks, VectorEnvironment
+from envs import ACTION_MASK_KEY, Masks, VectorEnvironment, find_frame_stack
 from envs.random_streams import RandomStreams
 from envs.vector_environment import Step
+
+logger = logging.getLogger(__name__)
 
 
 class TrainingLoop:
@@ -32,6 +37,8 @@ class TrainingLoop:
         self.config, self.env, self.device = config, env, device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
+        stack = find_frame_stack(env, member_seeds(self.seeds, "environments", 0))
+        env.expect_frame_stack_(stack)
         first_obs = env.reset(member_seeds(self.seeds, "environments"))  # first: it tells whether there are masks
         require_masks_asked_for(config, env)
         binary = torch.from_numpy(env.observations.binary)
@@ -41,6 +48,7 @@ class TrainingLoop:
             obs_dtype=torch.uint8 if env.observations.are_bytes else torch.float32,
             actions=ActionSpace(env.actions.num_choices, device),
             has_masks=env.masks is not None,
+            frame_stack=stack,
             normalizer=self.normalizer,
             device=device,
         )
@@ -58,6 +66,7 @@ class TrainingLoop:
         self.normalizer.update_(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.keeps_frames = stack is not None
         self.run_whole, self.run_part = self.runners()
         self.act(uniform=self.learner.is_warming_up(0))
 
@@ -105,6 +114,19 @@ class TrainingLoop:
     def step(self, action: Int[Tensor, "PE K"]) -> None:
         """Takes the actions in every environment."""
         self.transition = self.env.step(action)
+        if self.keeps_frames and not self.env.frame_stack_holds:
+            logger.warning(
+                "%s: observations look like stacked frames, but one did not repeat the frames of the one before: from "
+                "here on the replay keeps whole observations",
+                self.env.spec_id,
+            )
+            self.keep_whole_observations_()
+
+    def keep_whole_observations_(self) -> None:
+        """The replay gets other tensors, so what was compiled or captured is of no use any more."""
+        self.keeps_frames = False
+        self.learner.unstack_()
+        self.run_whole, self.run_part = self.runners()
 
     def store(self) -> None:
         """Takes in what came of the actions."""
@@ -158,6 +180,11 @@ class TrainingLoop:
             **named("episodes", self.episodes.state()),
             **named("metrics", self.metrics.state()),
         }
+
+    def make_room_(self, saved: Mapping[str, Tensor]) -> None:
+        """Has the tensors of `state` take the shapes of a checkpoint's, where these may differ."""
+        prefix = "learner/"
+        self.learner.make_room_({name.removeprefix(prefix): saved[name] for name in saved if name.startswith(prefix)})
 
     def inspect_gradients(self, streams: RandomStreams) -> dict[str, Tensor]:
         """How good the gradients are that the policy learns from; an adaptive tau moves."""

@@ -110,7 +110,7 @@ class Trainer:
         self.failed: dict[int, int] = {}  # members with parameters that are not finite: since which step
         self.saved_at: int | None = None
         self.updates_before_refill = 0  # until more are made the replay is too empty to inspect
-        self.refills_replay = self.has_checkpoints and self.replay_is_too_large()
+        self.keeps_replay = True  # in checkpoints
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
         self.started = time.perf_counter()
 
@@ -132,21 +132,25 @@ class Trainer:
         self.stop = stack.enter_context(StopSignals())
         if checkpoint is not None:
             self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
+        if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
+            self.console.message(f"The replay takes {gib:.1f} GiB of memory.")
         if self.loop.compiles:
             stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
             self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
 
-    def replay_is_too_large(self) -> bool:
-        """Whether it stays out of the checkpoints; then the user is told."""
-        gib = sum(x.nbytes for name, x in self.loop.state().items() if name.startswith(REPLAY)) / 2**30
-        is_too_large = gib > self.config.checkpoint.replay_gib
-        if is_too_large:
+    def without_large_replay(self, state: State) -> State:
+        """The state without a replay that is too large for checkpoints; the user is told of the first."""
+        gib = sum(x.nbytes for name, x in state.items() if name.startswith(REPLAY)) / 2**30
+        if gib <= self.config.checkpoint.replay_gib:
+            return state
+        if self.keeps_replay:
+            self.keeps_replay = False
             logger.warning(
                 "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and resumed, it "
                 "starts empty",
                 gib,
             )
-        return is_too_large
+        return without_replay(state)
 
     def run(self) -> None:
         """Collects and learns to the end of the budget, with evaluations, log lines and checkpoints on their way."""
@@ -245,18 +249,23 @@ class Trainer:
             config=self.config.model_dump(),
             versions=self.versions,
         )
-        tensors = capture(self.state() | named("gradients", self.gradients)) | self.env.journal()
+        state = self.without_large_replay(self.state())
+        tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
         self.checkpoints.save(info, tensors)
         self.saved_at = self.env_steps
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Brings everything to where it was when the checkpoint was written."""
         info, tensors = checkpoint.info, checkpoint.tensors
-        require_fit(checkpoint, self.state())
-        restore_(self.state(), tensors)
+        self.keeps_replay = any(name.startswith(REPLAY) for name in tensors)
+        if self.keeps_replay:
+            self.loop.make_room_(tensors)
+        state = self.state() if self.keeps_replay else without_replay(self.state())
+        require_fit(checkpoint, state)
+        restore_(state, tensors)
         if not self.env.has_state:
             self.repeat_steps(checkpoint)
-        if self.refills_replay:
+        if any(name.startswith(REPLAY) for name in self.state()) and not self.keeps_replay:
             self.loop.learner.refill_replay_(info.env_steps)
             self.updates_before_refill = info.num_updates
         self.gradients = {
@@ -284,10 +293,8 @@ class Trainer:
             )
 
     def state(self) -> State:
-        """All tensors that training changes, but a replay too large for checkpoints."""
+        """All tensors that training changes."""
         state = self.loop.state()
-        if self.refills_replay:
-            state = {name: value for name, value in state.items() if not name.startswith(REPLAY)}
         policies = named("policy", dict(self.policy.tensors())) | named("best", dict(self.best.tensors()))
         return state | policies | named("inspection", self.inspection_streams.state())
 
@@ -390,3 +397,7 @@ class Trainer:
         }
         write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
         self.console.final_table(result, self.run_dir, next_commands(self.run_dir))
+
+
+def without_replay(state: State) -> State:
+    return {name: tensor for name, tensor in state.items() if not name.startswith(REPLAY)}

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from envs.errors import UserError
+from envs.frame_stack import FrameStack
 from envs.masks import ACTION_MASK_KEY, MaskReader, Masks, require_legal_choice
 from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations
@@ -162,6 +163,13 @@ class TensorEnv:
         named = {f"state{i}": tensor for i, tensor in enumerate(states)}
         streams = {f"streams/{name}": tensor for name, tensor in self.streams.state().items()}
         return {**named, "elapsed": self.elapsed, **streams}
+
+    def expect_frame_stack_(self, stack: FrameStack | None) -> None:
+        assert stack is None, "tensor environments do not stack frames"
+
+    @property
+    def frame_stack_holds(self) -> bool:
+        return True
 
     def record_actions_(self) -> None:
         """Nothing to record: `state` holds all."""

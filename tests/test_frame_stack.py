@@ -1,0 +1,147 @@
+"""Stacked frames are found and kept once; what only looks like a stack is kept whole, and learned from all the same."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import FrameStackObservation
+from loops import make_loop
+from test_resume import assert_same, short, stop_at
+
+import agent.training.loop as loop_module
+from agent.exit_codes import Stopped
+from agent.training.loop import TrainingLoop
+from agent.training.trainer import train
+from envs import FrameStack, find_frame_stack, make
+
+__all__ = ["stop_at"]  # a fixture
+
+LIES_FROM = 80  # steps since the seeded reset: more than the probe takes
+
+
+class Lies(gymnasium.Wrapper):
+    """From some step on the newest frame takes the place of the oldest."""
+
+    num_steps = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.num_steps = self.num_steps if seed is None else 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        self.num_steps += 1
+        obs, *rest = self.env.step(action)
+        if self.num_steps > LIES_FROM:
+            obs = obs.copy()
+            obs[0] = obs[-1]
+        return obs, *rest
+
+
+class Last(gymnasium.ObservationWrapper):
+    """Frames along the last axis."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        space = env.observation_space
+        self.observation_space = spaces.Box(np.moveaxis(space.low, 0, -1), np.moveaxis(space.high, 0, -1))
+
+    def observation(self, obs: Any) -> Any:
+        return np.moveaxis(obs, 0, -1)
+
+
+class Constant(gymnasium.ObservationWrapper):
+    def observation(self, obs: Any) -> Any:
+        return np.zeros_like(obs)
+
+
+def cartpole(kind: str) -> gymnasium.Env:
+    """`repeats` pads the first frames with the first observation, as FrameStackObservation does; zeros pads with 0."""
+    padding = "zero" if kind == "zeros" else "reset"
+    env = FrameStackObservation(gymnasium.make("CartPole-v1"), 3, padding_type=padding)
+    return {"last": Last, "lies": Lies, "constant": Constant}.get(kind, lambda env: env)(env)
+
+
+class Image(gymnasium.Env):
+    """Random numbers in the shape of a stack of three frames, which it is not."""
+
+    observation_space, action_space = spaces.Box(0, 255, (3, 3), np.uint8), spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return self.np_random.integers(0, 256, (3, 3), dtype=np.uint8), {}
+
+    def step(self, action: Any) -> Any:
+        return (
+            self.np_random.integers(0, 256, (3, 3), dtype=np.uint8),
+            1.0,
+            bool(self.np_random.random() < 0.1),
+            False,
+            {},
+        )
+
+
+for name, kwargs in {kind: {"kind": kind} for kind in ("reset", "zeros", "last", "lies", "constant")}.items():
+    if f"Stacked/{name}-v0" not in gymnasium.registry:
+        gymnasium.register(f"Stacked/{name}-v0", cartpole, kwargs=kwargs)
+if "Stacked/image-v0" not in gymnasium.registry:
+    gymnasium.register("Stacked/image-v0", Image)
+
+
+def found(env_id: str, **settings: Any) -> FrameStack | None:
+    with closing(make(env_id, 2, **settings)) as env:
+        return find_frame_stack(env, [0])
+
+
+@pytest.mark.parametrize("kind", ["reset", "zeros", "last", "lies"])
+def test_a_stack_is_found_along_the_first_or_the_last_axis(kind: str) -> None:
+    stack = found(f"Stacked/{kind}-v0")
+    assert stack is not None and stack.num_frames == 3
+    obs = np.arange(12.0, dtype=np.float32).reshape(3, 4)
+    flat = (np.moveaxis(obs, 0, -1) if kind == "last" else obs).reshape(1, 12)
+    assert stack.frames(flat)[0].tolist() == obs.tolist()
+
+
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Stacked/constant-v0", "Stacked/image-v0", "Tensor/Harvest-v0"])
+def test_what_is_no_stack_is_kept_whole(env_id: str) -> None:
+    assert found(env_id) is None
+
+
+def run(kind: str, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> TrainingLoop:
+    with monkeypatch.context() as patched:
+        if whole:
+            patched.setattr(loop_module, "find_frame_stack", lambda env, seeds: None)
+        loop = make_loop("cpu", f"env.id=Stacked/{kind}-v0", "replay_capacity=1000", "n_step=2", "total_env_steps=200")
+        for env_steps in range(0, 200, 2):
+            loop.run_iteration(env_steps)
+    return loop
+
+
+@pytest.mark.parametrize("kind", ["reset", "zeros", "last", "lies"])
+def test_learning_is_that_of_whole_observations_bit_for_bit(
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stacked, whole = (run(kind, monkeypatch, whole=whole) for whole in (False, True))
+    assert torch.equal(stacked.learner.actor.network.flat, whole.learner.actor.network.flat)
+    assert torch.equal(stacked.learner.critics.network.flat, whole.learner.critics.network.flat)
+    width = stacked.learner.replay.frames.shape[1]
+    assert whole.learner.replay.frames.shape[1] == 12 and width == (12 if kind == "lies" else 4)
+    assert caplog.text.count("the replay keeps whole observations") == (kind == "lies")
+
+
+@pytest.mark.parametrize("kind", ["last", "lies"])
+def test_a_run_resumes_before_and_after_its_stack_is_given_up(
+    kind: str, tmp_path: Path, stop_at: Callable[[int], None]
+) -> None:
+    settings = [f"env.id=Stacked/{kind}-v0", "seeds=1", "compile=false"]
+    unbroken = train(short(tmp_path / "unbroken", *settings))
+    for env_steps in (25, 100):
+        stop_at(env_steps)
+        with pytest.raises(Stopped):
+            train(short(tmp_path / "broken", *settings), resume=True)
+    assert_same(train(short(tmp_path / "broken", *settings), resume=True), unbroken)
