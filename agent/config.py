@@ -488,6 +488,11 @@ class Config(Section):
         return [Member(self.seed + i, chosen) for chosen in settings for i in range(self.seeds)]
 
     @property
+    def last_env_step(self) -> int:
+        """The steps of a member at the end of the run: all its environments step together, perhaps beyond the total."""
+        return -(-self.total_env_steps // self.env.num_envs) * self.env.num_envs
+
+    @property
     def algorithm_name(self) -> str:
         """Of a built-in algorithm, or the class of one of the user's own; as part of a folder's name."""
         return self.algorithm.rpartition(":")[2]

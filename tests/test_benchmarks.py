@@ -113,6 +113,7 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     readme, out = tmp_path / "README.md", tmp_path / "out"
     readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     short = ["total_env_steps=416", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
+    short.append("reinforce.rollout_steps=100")
     tasks = ["--tasks", "blackjack", "chain_bandit_1e8", "--seeds", "2"]
     command = [str(ROOT / "benchmarks" / "suite.py"), *tasks, "--set", *short]
     subprocess.run(
@@ -212,7 +213,12 @@ def test_a_bandits_value_is_that_of_its_tables() -> None:
 
 def test_half_cheetah_writes_a_row_for_each_run(tmp_path: Path) -> None:
     short = ["total_env_steps=200", "learning_starts=100", "hidden_sizes=[8]", "evaluation.final_episodes=1"]
-    quick = ["evaluation.every_env_steps=200", "evaluation.episodes=1", "env.kwargs={max_episode_steps: 20}"]
+    quick = [
+        "reinforce.rollout_steps=100",
+        "evaluation.every_env_steps=200",
+        "evaluation.episodes=1",
+        "env.kwargs={max_episode_steps: 20}",
+    ]
     runs = ["--runs", "multilinear/exact", "reinforce", "--seeds", "2", "--set", *short, *quick]
     command = [sys.executable, str(ROOT / "benchmarks" / "half_cheetah.py"), *runs, "--out", str(tmp_path / "out")]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=300)

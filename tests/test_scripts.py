@@ -19,7 +19,7 @@ __all__ = ["stop_at"]  # a fixture
 CARTPOLE = "configs/cartpole.yaml"
 SHORT = [
     "env.id=CartPole-v1", "total_env_steps=200", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]", "seeds=2",
-    "evaluation.episodes=1", "evaluation.final_episodes=2", "wandb.mode=disabled",
+    "reinforce.rollout_steps=100", "evaluation.episodes=1", "evaluation.final_episodes=2", "wandb.mode=disabled",
 ]  # fmt: skip
 
 

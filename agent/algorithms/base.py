@@ -58,6 +58,10 @@ class Algorithm(Protocol):
 
     def __init__(self, config: Config, task: Task) -> None: ...
 
+    @classmethod
+    def require_updates(cls, config: Config) -> None:
+        """ConfigError where a run would end without an update, by the settings that the algorithm reads."""
+
     def is_warming_up(self, env_steps: int) -> bool:
         """Whether actions are uniform after so many environment steps of a member."""
         return False
@@ -117,6 +121,13 @@ def make_algorithm(config: Config, task: Task) -> Algorithm:
     found = algorithm_class(config.algorithm)
     own_settings(getattr(found, "Settings", Section), config.algorithm_kwargs)
     return found(config, task)
+
+
+def require_updates(config: Config) -> None:
+    """ConfigError where a run of this config would end without an update, or without the algorithm that it names."""
+    check = getattr(algorithm_class(config.algorithm), "require_updates", None)
+    if check is not None:
+        check(config)
 
 
 def algorithm_class(name: str) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from agent import losses
 from agent.algorithms.base import Algorithm, Task
 from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.replay import Batch, Replay
 from agent.seeding import member_seeds
 from agent.state import State, named
@@ -28,7 +29,7 @@ class OffPolicy(Algorithm):
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
         self.streams = RandomStreams(member_seeds(self.seeds, "learner"), self.device)
-        self.learns_from = config.learning_starts // self.num_envs * self.num_envs  # environment steps of a member
+        self.learns_from = learns_from(config)
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
         self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
         self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
@@ -48,8 +49,21 @@ class OffPolicy(Algorithm):
             mask_shape=(task.actions.num_factors, task.actions.width) if task.has_masks else None,
             device=self.device,
         )
-
         self.replay_bytes = self.replay.num_bytes
+
+    @classmethod
+    def require_updates(cls, config: Config) -> None:
+        starts, total = config.learning_starts, config.total_env_steps
+        if starts >= total:
+            raise ConfigError(
+                f"learning_starts: got {starts}, must be below total_env_steps={total}, or the run ends before its "
+                "first update; lower learning_starts or raise total_env_steps"
+            )
+        if not num_updates(config):
+            raise ConfigError(
+                f"updates_per_step: got {config.updates_per_step:g}, which makes no update in the steps between "
+                f"learning_starts={starts} and total_env_steps={total}; raise updates_per_step or total_env_steps"
+            )
 
     def tensor(self, values: object) -> Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
@@ -62,10 +76,10 @@ class OffPolicy(Algorithm):
         return env_steps < self.config.learning_starts
 
     def updates_due(self, env_steps: int) -> int:
-        def due_until(env_steps: int) -> int:
-            return math.floor(self.config.updates_per_step * max(0, env_steps - self.learns_from) + 1e-6)
-
-        return due_until(env_steps) - due_until(env_steps - self.num_envs)
+        before, now = env_steps - self.num_envs, env_steps
+        return updates_until(self.config, now - self.learns_from) - updates_until(
+            self.config, before - self.learns_from
+        )
 
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
@@ -94,3 +108,18 @@ class OffPolicy(Algorithm):
 
     def state(self) -> State:
         return {**named("replay", self.replay.state()), **named("streams", self.streams.state())}
+
+
+def learns_from(config: Config) -> int:
+    """The environment steps of a member after which updates begin to be due."""
+    return config.learning_starts // config.env.num_envs * config.env.num_envs
+
+
+def updates_until(config: Config, env_steps: int) -> int:
+    """How many are due by then, `env_steps` counted from where updates begin."""
+    return math.floor(config.updates_per_step * max(0, env_steps) + 1e-6)
+
+
+def num_updates(config: Config) -> int:
+    """Of a whole run that is never resumed with an empty replay."""
+    return updates_until(config, config.last_env_step - learns_from(config))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from agent import losses
 from agent.algorithms.base import Algorithm, Task
 from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.estimators import gumbel
 from agent.metrics import METRICS
 from agent.networks.heads import make_actor, with_head
@@ -84,6 +85,15 @@ class Reinforce(Algorithm):
         self.unused = torch.zeros(shape, dtype=torch.bool, device=device)
         self.num_steps = torch.zeros((), dtype=torch.int64)  # of each environment
         self.return_scale = torch.ones((self.num_members, 1), device=device)
+
+    @classmethod
+    def require_updates(cls, config: Config) -> None:
+        steps, total = config.reinforce.rollout_steps, config.total_env_steps
+        if config.last_env_step < steps // config.env.num_envs * config.env.num_envs:
+            raise ConfigError(
+                f"reinforce.rollout_steps: got {steps}, must not be above total_env_steps={total}, or the run ends "
+                "before its first update; lower reinforce.rollout_steps or raise total_env_steps"
+            )
 
     def updates_due(self, env_steps: int) -> int:
         num_steps = env_steps // self.num_envs

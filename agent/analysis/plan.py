@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from agent import yaml12
+from agent.algorithms.base import require_updates
 from agent.analysis.filters import free_form_of
 from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, settings
 from agent.config_fields import nearest
@@ -104,7 +106,13 @@ def name_of(path: str) -> str:
 
 
 def train_missing(configs: Sequence[Config], train: Callable[..., Path], announce: Callable[[str], None]) -> None:
-    """Trains those of the runs that are not finished; one that was stopped is resumed."""
+    """Trains those of the runs that are not finished; one that was stopped is resumed.
+
+    ConfigError before the first of them where any could not learn.
+    """
+    for config in configs:
+        if not (Path(str(config.run_dir)) / "result.json").is_file():
+            require_updates(config)
     for number, config in enumerate(configs, 1):
         folder = Path(str(config.run_dir))
         if (folder / "result.json").is_file():

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from agent.algorithms.base import require_updates
 from agent.config import Config
 from agent.evaluation import MODES, EpisodeProgress, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
@@ -76,6 +77,7 @@ class Trainer:
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        require_updates(config)
         self.config, self.callbacks = config, Callbacks(callbacks)
         self.device = select_device(config)
         torch.set_num_threads(config.num_threads)
