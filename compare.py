@@ -16,6 +16,7 @@ from agent.analysis.entries import arrange, load_runs
 from agent.analysis.run_folder import Entry, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config import Config
+from agent.config_loader import parse_override, require_once, unknown_option, yaml_scalar
 from agent.exit_codes import exit_code
 from agent.training.tracking import log_comparison
 from agent.training.trainer import train
@@ -63,6 +64,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Compares algorithms, settings or finished runs, with 95 % intervals over seeds.",
         epilog=HOW_TO,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("inputs", nargs="*", metavar="CONFIG|RUN|key=value", help="config files and settings, or runs")
     parser.add_argument("--filter", nargs="+", default=[], metavar="key=value", help="finished runs under runs/")
@@ -71,7 +73,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--vary", action="append", default=[], metavar="key=v1,v2", help="any setting; repeatable")
     parser.add_argument("--seeds", type=int, metavar="N", help="members of each; default: the config's own")
     parser.add_argument("--name", help="of the folder under comparisons/; default: the first input's name")
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise unknown_option(unknown[0], arguments, parser.format_usage())
+    return options
 
 
 def run(options: argparse.Namespace, command: str, console: Console) -> None:
@@ -105,6 +110,7 @@ def gather(options: argparse.Namespace) -> tuple[dict[Path, str], list[Config]]:
     """Run folders to compare, in the order of the inputs, each with a name; and the configs of those to train."""
     overrides = [text for text in options.inputs if "=" in text]
     axes = plan.axes_of(options.algorithms, options.estimators, options.vary)
+    require_no_conflict(overrides, axes, options.seeds)
     folders: dict[Path, str] = {}
     configs: list[Config] = []
     for path in (Path(text) for text in options.inputs if "=" not in text):
@@ -125,6 +131,15 @@ def gather(options: argparse.Namespace) -> tuple[dict[Path, str], list[Config]]:
     return folders, configs
 
 
+def require_no_conflict(overrides: Sequence[str], axes: plan.Axes, seeds: int | None) -> None:
+    """UserError where the command line says a setting twice, or one that is not its to say."""
+    given = [(text, *parse_override(text)) for text in overrides]
+    varied = [(f"{key}={','.join(map(yaml_scalar, values))}", key, None) for key, values in axes.items()]
+    require_once([*given, *varied, *([] if seeds is None else [(f"--seeds {seeds}", "seeds", seeds)])])
+    if any(key == "run_dir" for _, key, _ in given):
+        raise UserError("run_dir: compare.py puts each run into a folder that its settings decide; leave run_dir out")
+
+
 def require_file(path: Path) -> None:
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*") if p.suffix == ".yaml" or p.is_dir()]
@@ -134,10 +149,9 @@ def require_file(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
     command = f"python compare.py {shlex.join(arguments)}"
     then = "the same command trains the runs still missing"
-    return exit_code("compare.py", lambda: run(options, command, Console()), then)
+    return exit_code("compare.py", lambda: run(parse(arguments), command, Console()), then)
 
 
 if __name__ == "__main__":

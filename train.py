@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from agent.config_loader import help_text, load_config
+from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code
 from agent.training.resume import config_of_run, is_finished
 from agent.training.trainer import train
@@ -28,6 +28,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Trains a population of agents on a Gymnasium environment with discrete actions.",
         epilog=f"{EXAMPLES}\n{help_text()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, see configs/")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
@@ -37,13 +38,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         metavar="RUN",
         help="resume the run in this folder; auto: in run_dir, or start where it is empty",
     )
-    return parser.parse_intermixed_args(arguments)
+    options, unknown = parser.parse_known_intermixed_args(arguments)
+    if unknown:
+        raise unknown_option(unknown[0], arguments, parser.format_usage())
+    return options
 
 
 def run(options: argparse.Namespace) -> None:
     file, overrides = options.config, options.overrides
     if file is not None and "=" in file:
         file, overrides = None, [file, *overrides]
+    require_once([(text, *parse_override(text)) for text in overrides])
     if options.resume not in (None, "auto"):
         if file is not None:
             raise UserError(f"--resume {options.resume}: resumes with the run's own config; leave out {file}")
@@ -62,8 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    options = parse(arguments)
-    return exit_code("train.py", lambda: run(options))
+    return exit_code("train.py", lambda: run(parse(arguments)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Every setting of a run: typed, validated, documented."""
 
 import itertools
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -9,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
+from agent import yaml12
 from agent.config_fields import (
     NOT_LEARNING,
     OWN_CLASS,
@@ -20,6 +22,7 @@ from agent.config_fields import (
     allowed_in,
     nearest,
     read_by,
+    require_kind,
 )
 from envs.masks import ACTION_MASK_KEY
 
@@ -292,7 +295,9 @@ class Config(Section):
         50_000, ge=1, description="environment steps of each member, over all its environments"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="auto: cuda where there is one", json_schema_extra=NOT_LEARNING
+        "auto",
+        description="auto: cuda where there is one; gpu is read as cuda. CUDA_VISIBLE_DEVICES=1 chooses the second GPU",
+        json_schema_extra=NOT_LEARNING,
     )
     num_threads: int = Field(
         1,
@@ -419,6 +424,16 @@ class Config(Section):
             )
         return algorithm
 
+    @field_validator("device", mode="before")
+    @classmethod
+    def device_is_a_kind(cls, device: Any) -> Any:
+        if isinstance(device, str) and re.fullmatch(r"(gpu|cuda):\d+", device, re.IGNORECASE):
+            raise ValueError(
+                f"got {device!r}, must be 'auto', 'cpu' or 'cuda'; choose a GPU by the environment variable "
+                f"CUDA_VISIBLE_DEVICES={device.partition(':')[2]}, with device=cuda"
+            )
+        return {"gpu": "cuda"}.get(device.lower(), device.lower()) if isinstance(device, str) else device
+
     @field_validator("sweep", mode="before")
     @classmethod
     def sweep_holds_values_of_per_member_settings(cls, sweep: Any) -> Any:
@@ -518,7 +533,7 @@ class Config(Section):
 
     def to_yaml(self) -> str:
         """The resolved config; loading it gives this config again."""
-        return yaml.safe_dump(self.model_dump(), sort_keys=False, allow_unicode=True)
+        return yaml12.dump(self.model_dump())
 
 
 @dataclass(frozen=True)
@@ -582,6 +597,7 @@ def swept(key: str, values: Any) -> list[Value]:
     found = []
     for value in values:
         try:
+            require_kind(value, allowed[key].annotation)
             found.append(setting.validate_python(value))
         except ValidationError as error:
             fault = error.errors()[0]

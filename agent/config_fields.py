@@ -4,9 +4,19 @@ import difflib
 import importlib
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_core import CoreSchema, core_schema
 
 from envs.errors import UserError
@@ -30,6 +40,46 @@ class ConfigError(UserError):
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def kinds_are_not_mixed(cls, value: Any, info: ValidationInfo) -> Any:
+        require_kind(value, cls.model_fields[str(info.field_name)].annotation)
+        return value
+
+
+def require_kind(value: Any, annotation: Any) -> None:
+    """ValueError for a text or a boolean where a number is asked for, and for a number where a boolean is.
+
+    pydantic alone would read true as 1, '1:30' as a duration, '1_000' as a number and 1 as true. Whole numbers may
+    still be written 1e6 or 3.0.
+    """
+    kinds = kinds_of(annotation)
+    if get_origin(annotation) is list and not isinstance(value, list | tuple):
+        return  # pydantic says that a list is missing
+    if not kinds <= {int, float, bool, NoneType}:
+        return  # texts, and all that pydantic reads as they are
+    for given in value if isinstance(value, list | tuple) else [value]:
+        if isinstance(given, bool):
+            fits = bool in kinds
+        else:
+            fits = not isinstance(given, int | float | str) or (
+                not isinstance(given, str) and bool(kinds & {int, float})
+            )
+        if not fits:
+            of = f"got {value!r}," if given is value else f"got {value!r}, where {given!r}"
+            allowed = "a valid number" if float in kinds else "a valid integer" if int in kinds else "true or false"
+            raise ValueError(f"{of} must be {allowed}")
+
+
+def kinds_of(annotation: Any) -> set[Any]:
+    """The types that a value, or an item of a list of them, may have."""
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in get_args(annotation)}
+    if get_origin(annotation) is Annotated:
+        return kinds_of(get_args(annotation)[0])
+    inner = get_args(annotation)
+    return set().union(*map(kinds_of, inner)) if inner else {annotation}
 
 
 class Pair:
@@ -92,10 +142,29 @@ def imported(setting: str, name: str) -> Any:
         raise ConfigError(f"{setting}: got '{name}', which cannot be imported: {error}") from None
 
 
+ELSEWHERE = {  # what settings are called by other libraries
+    "lr": "learning_rate",
+    "env": "env.id",
+    "env_id": "env.id",
+    "buffer_size": "replay_capacity",
+    "discount": "gamma",
+    "total_timesteps": "total_env_steps",
+    "temperature": "tau.start",
+}
+
+
 def nearest(key: str, known: Sequence[str]) -> str:
     """'; did you mean …?' for a typo, also where only the last part of a dotted key was given."""
+    found = closest(key, known)
+    return "" if found is None else f"; did you mean '{found}'?"
+
+
+def closest(key: str, known: Sequence[str]) -> str | None:
+    """The known key that is meant by a typo, by the last part of it or by another library's word."""
+    if (meant := ELSEWHERE.get(key)) in known:
+        return meant
     by_last_part = {k.rsplit(".", 1)[-1]: k for k in reversed(known)}
     for candidates in (known, list(by_last_part)):
         if found := difflib.get_close_matches(key if candidates is known else key.rsplit(".", 1)[-1], candidates, n=1):
-            return f"; did you mean '{by_last_part.get(found[0], found[0])}'?"
-    return ""
+            return by_last_part.get(found[0], found[0])
+    return None

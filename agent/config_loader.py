@@ -12,8 +12,9 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from agent import yaml12
 from agent.config import Config, is_per_member, settings
-from agent.config_fields import ConfigError, allowed_in, nearest
+from agent.config_fields import ConfigError, allowed_in, closest, nearest
 
 MISSING = object()
 SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today
@@ -100,31 +101,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
         hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}")
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        values = yaml12.load(path.read_text(encoding="utf-8"))
+    except yaml12.Fault as fault:
+        raise ConfigError(f"{path}: {fault}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {' '.join(str(error).split())}") from None
     if values is None:
         raise ConfigError(f"{path}: the file is empty; it needs at least env.id, for example\nenv:\n  id: CartPole-v1")
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected settings as 'key: value' lines, got {type(values).__name__}")
+        hint = missing_space(values)
+        raise ConfigError(f"{path}: expected settings as 'key: value' lines, got {type(values).__name__}{hint}")
     return values
-
-
-class Yaml12FloatLoader(yaml.SafeLoader):
-    """Reads 1e-3 as a number: YAML 1.1 asks for a dot and a sign and gives a string instead."""
-
-
-Yaml12FloatLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d[\d_]*)(\.[\d_]*)?[eE][-+]?\d+$"), list("-+0123456789")
-)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; yaml.YAMLError where it is none. Nothing is constructed but plain values."""
-    try:
-        return yaml.load(text, Loader=Yaml12FloatLoader)  # noqa: S506 (a SafeLoader)
-    except (ValueError, RecursionError) as error:  # 2024-13-45 looks like a date; lists can be too deep
-        raise yaml.YAMLError(str(error)) from None
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -132,9 +119,52 @@ def parse_override(text: str) -> tuple[str, Any]:
     if not separator or not key:
         raise ConfigError(f"command line: '{text}' is not of the form key=value")
     try:
-        return key, parse_yaml(value)
+        return key, yaml12.load(value)
+    except yaml12.Fault as fault:
+        what = str(fault).removeprefix("line 1: ").removesuffix(", in line 1")
+        raise ConfigError(f"command line: {key}: {what}") from None
     except yaml.YAMLError:
         raise ConfigError(f"command line: {key}: cannot read the value '{value}'") from None
+
+
+def require_once(given: Sequence[tuple[str, str, Any]]) -> None:
+    """ConfigError where one argument of a command line takes back what another says.
+
+    Args:
+        given: arguments as they were typed, each with its key and its value, in their order.
+    """
+    for i, (later, key, _) in enumerate(given):
+        for earlier, its_key, value in given[:i]:
+            for leaf in leaves(its_key, value):
+                if f"{leaf}.".startswith(f"{key}.") or key.startswith(f"{leaf}."):
+                    raise ConfigError(f"command line: {leaf} is given twice, by '{earlier}' and by '{later}'")
+
+
+def leaves(key: str, value: Any) -> list[str]:
+    """The dotted keys of all that a value holds."""
+    if isinstance(value, dict):
+        return [leaf for name, inner in value.items() for leaf in leaves(f"{key}.{name}", inner)]
+    return [key]
+
+
+def unknown_option(option: str, arguments: Sequence[str], usage: str) -> ConfigError:
+    """The error for an option that a script lacks: what it would be as a setting, or the option that is meant.
+
+    Args:
+        arguments: all of the command line.
+        usage: what the script says of itself, with all options that it has.
+    """
+    name, separator, value = option.lstrip("-").partition("=")
+    following = arguments[arguments.index(option) + 1 :]
+    if not separator:
+        value = following[0] if following and "=" not in following[0] and not following[0].startswith("--") else "VALUE"
+    name, known = name.replace("-", "_"), [key for key, _ in settings()]
+    meant = difflib.get_close_matches(option.partition("=")[0], re.findall(r"--[\w-]+", usage), n=1, cutoff=0.8)
+    if name not in known and meant:
+        return ConfigError(f"{option}: no such option; did you mean {meant[0]}?")
+    key = name if name in known else closest(name, known)
+    example = f"for example {key}={value}" if key else "see --help"
+    return ConfigError(f"{option}: no such option; settings are written key=value, {example}")
 
 
 def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
@@ -167,24 +197,50 @@ def describe(fault: Any, locate: Callable[[str], str]) -> str:
     """One line: where, what was given, what is allowed."""
     key = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
     where = locate(key)
+    known = [k for k, _ in settings()]
     match fault["type"]:
+        case "extra_forbidden" if key in known:
+            section, _, last = key.rpartition(".")
+            return f"{where}: '{key}' stands in a section of its own in a file; write {section}: {{{last}: …}}"
         case "extra_forbidden":
-            return f"{where}: unknown key '{key}'{nearest(key, [k for k, _ in settings()])}"
+            return f"{where}: unknown key '{key}'{nearest(key, known)}"
         case "missing":
             return f"{where}: '{key}' is required" + (
                 "; for example env.id=CartPole-v1" if key.startswith("env") else ""
             )
         case "model_type":
-            inner = [k for k, _ in settings() if k.startswith(f"{key}.")]
-            return f"{where}: '{key}' is a section, not a value; it holds {', '.join(inner)}"
+            inner = [k for k in known if k.startswith(f"{key}.")]
+            hint = missing_space(fault["input"])
+            return f"{where}: '{key}' is a section, not a value; it holds {', '.join(inner)}{hint}"
         case "value_error":  # a validator of one setting leaves its name to us, one of several names them itself
-            prefix = f"{key}: " if key in [k for k, _ in settings()] else ""
+            prefix = f"{key}: " if key in known else ""
             return f"{where}: {prefix}{fault['ctx']['error']}"
-    allowed = allowed_in(fault)
-    hint = ""
+    allowed, hint = allowed_in(fault), example(key, fault)
     if fault["type"] == "literal_error" and isinstance(fault["input"], str):
         hint = nearest(fault["input"], re.findall(r"'([^']*)'", allowed))
     return f"{where}: {key}: got {fault['input']!r}, must be {allowed}{hint}"
+
+
+def example(key: str, fault: Any) -> str:
+    """How the value would be written, where it is of another kind than the setting."""
+    given = yaml_scalar(fault["input"])
+    match fault["type"]:
+        case "list_type" if isinstance(fault["input"], str):
+            return f"; for example {key}=[{given}]"
+        case "list_type" if isinstance(fault["input"], int | float):
+            return f"; for example {key}=[{given}, {given}]"
+        case "dict_type":
+            inner = "tau.start: [2.0, 1.0]" if key == "sweep" else "name: value"
+            return missing_space(fault["input"]) or f"; for example {key}={{{inner}}}"
+        case "string_type" if isinstance(fault["input"], int | float):
+            return f"; in quotes it is a text: {key}='\"{given}\"'"
+    return ""
+
+
+def missing_space(value: Any) -> str:
+    """'; a space is missing …' where a value was to be a mapping and is a text like max_steps:200."""
+    hint = yaml12.missing_space(value) if isinstance(value, str) else ""
+    return f"; {hint}" if hint else ""
 
 
 def source(key: str, path: str | Path | None, from_command_line: Mapping[str, Any]) -> str:
@@ -209,7 +265,8 @@ def help_text() -> str:
 
 
 def yaml_scalar(value: Any) -> str:
-    return "null" if value is None else yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
+    """A value as it can be typed, in one line."""
+    return yaml12.dump(value, in_one_line=True).removesuffix("\n...\n").strip()
 
 
 def as_text(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Config: layers, numbers, and errors that say where, what and what instead."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from agent import config_loader
 from agent.config import ALGORITHMS, about, changes_learning, is_read_by, settings
 from agent.config_fields import ConfigError
-from agent.config_loader import flat, help_text, load_config
+from agent.config_loader import flat, help_text, load_config, yaml_scalar
 
 CARTPOLE = ["env.id=CartPole-v1"]
 
@@ -72,7 +73,7 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("critic={structure: joint}", "estimator.name=exact needs critic.structure=per_action"),
         ("seed=4294967296", "seed: got 4294967296"),
         ("env.kwargs={a: {0: b}}", "kwargs: the key 0 is no text"),
-        ("env.kwargs={a: [{b: 2024-01-05}]}", "is a date, which the files of a run cannot hold"),
+        ("env.kwargs={a: [{b: !!timestamp 2024-01-05}]}", "is a date, which the files of a run cannot hold"),
         ("alpha.start=1e-4", "start: got 0.0001, must lie between min=0.001 and max=10"),
         ("sweep={alpha.start: [1, 20]}", "sweep: start: got 20, must lie between"),
         ("noise_persistence=[0.5,0.9]", "noise_persistence: got [0.5, 0.9], but a member has env.num_envs=1"),
@@ -86,10 +87,47 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("algorithm=reinforc", "; did you mean 'reinforce'?"),
         ("algorithm=my_module:2x", "algorithm: got 'my_module:2x', must be"),
         ("algorithm_kwargs={a: 1}", "algorithm_kwargs: got {'a': 1}, but algorithm=gumbel_actor_critic takes none"),
-        ("algorithm_kwargs={a: 2024-01-05}", "algorithm_kwargs: datetime.date(2024, 1, 5) is a date"),
+        ("algorithm_kwargs={a: !!timestamp 2024-01-05}", "algorithm_kwargs: datetime.date(2024, 1, 5) is a date"),
         ("network.name=mpl", "network.name: got 'mpl', must be 'mlp' or module:Class of your own; did you mean 'mlp'?"),
         ("network.kwargs={a: 1}", "network.kwargs: got {'a': 1}, but network.name=mlp takes none"),
         ("network.kwargs={a: {0: 1}}", "network.kwargs: the key 0 is no text"),
+        ("seed=1:30", "seed: got '1:30', must be a valid integer"),
+        ("seed=1_000", "seed: got '1_000', must be a valid integer"),
+        ("seed='10'", "seed: got '10', must be a valid integer"),
+        ("seed=true", "seed: got True, must be a valid integer"),
+        ("seeds=2.5", "seeds: got 2.5, must be a valid integer"),
+        ("gamma=false", "gamma: got False, must be a valid number"),
+        ("gamma=off", "gamma: got 'off', must be a valid number"),
+        ("return_threshold=true", "return_threshold: got True, must be a valid number"),
+        ("noise_persistence=false", "noise_persistence: got False, must be a valid number"),
+        ("n_step=[3, true]", "n_step: got [3, True], where True must be a valid integer"),
+        ("hidden_sizes=[64, true]", "hidden_sizes: got [64, True], where True must be a valid integer"),
+        ("sweep={gamma: [true]}", "sweep: gamma: got True, must be a valid number"),
+        ("sweep={n_step: [[3, true]]}", "sweep: n_step: got [3, True], where True must be a valid integer"),
+        ("sweep={gamma: ['0.9']}", "sweep: gamma: got '0.9', must be a valid number"),
+        ("compile=1", "compile: got 1, must be true or false"),
+        ("compile=yes", "compile: got 'yes', must be true or false"),
+        ("normalize_obs=0.0", "normalize_obs: got 0.0, must be true or false"),
+        (
+            "wandb.name=2024",
+            "wandb.name: got 2024, must be a valid string; in quotes it is a text: wandb.name='\"2024\"'",
+        ),
+        ("env.kwargs={a: 1, b: 2, a: 3}", "command line: env.kwargs: the key 'a' is given twice"),
+        ("env.kwargs={max_steps:200}", "a space is missing after the colon of 'max_steps:200'; write max_steps: 200"),
+        ("env.kwargs={a: {b:1, c: 2}}", "a space is missing after the colon of 'b:1'; write b: 1"),
+        ("env.kwargs=max_steps:200", "a space is missing after the colon of 'max_steps:200'; write max_steps: 200"),
+        ("tau=start:2", "it holds tau.schedule, tau.start, tau.end, tau.fraction, tau.env_steps; a space is missing"),
+        ("hidden_sizes=64", "hidden_sizes: got 64, must be a valid list; for example hidden_sizes=[64, 64]"),
+        ("hidden_sizes=64,32", "; for example hidden_sizes=[64,32]"),
+        ("wandb.tags=first", "; for example wandb.tags=[first]"),
+        ("env.kwargs=3", "; for example env.kwargs={name: value}"),
+        ("sweep=3", "; for example sweep={tau.start: [2.0, 1.0]}"),
+        (
+            "device=cuda:1",
+            "device: got 'cuda:1', must be 'auto', 'cpu' or 'cuda'; choose a GPU by the environment variable",
+        ),
+        ("device=mps", "device: got 'mps', must be 'auto', 'cpu' or 'cuda'"),
+        ("lr=0.1", "unknown key 'lr'; did you mean 'learning_rate'?"),
         ("network.nam=mlp", "unknown key 'network.nam'; did you mean 'network.name'?"),
     ],
 )
@@ -98,6 +136,40 @@ def test_error_says_where_what_and_what_is_allowed(override: str, message: str) 
     with pytest.raises(ConfigError) as error:
         load_config(None, overrides)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("010", 10), ("008", 8), ("0x10", 16), ("0o17", 15), ("1e3", 1000.0), ("-.inf", -math.inf), ("1.", 1.0),
+        ("true", True), ("null", None), ("~", None),
+        *((text, text) for text in ("yes", "off", "1:30", "1_000", "0b1", "2024-01-05", "08x08")),
+    ],
+)  # fmt: skip
+def test_values_are_read_as_yaml_1_2_reads_them(tmp_path: Path, text: str, value: object) -> None:
+    file = write(tmp_path / "c.yaml", f"env: {{id: CartPole-v1, kwargs: {{x: {text}}}}}\n")
+    for config in (load_config(file), load_config(None, [*CARTPOLE, f"env.kwargs.x={text}"])):
+        found = config.env.kwargs["x"]
+        assert found == value and type(found) is type(value)
+        assert load_config(write(tmp_path / "d.yaml", config.to_yaml())) == config
+
+
+def test_leading_zeros_and_whole_numbers_are_integers() -> None:
+    config = load_config(None, [*CARTPOLE, "seed=010", "seeds=3.0", "n_step=008", "hidden_sizes=[016, 1e2]"])
+    assert (config.seed, config.seeds, config.n_step, config.hidden_sizes) == (10, 3, 8, [16, 100])
+
+
+@pytest.mark.parametrize("value", ["010", "0o17", "1e3", "yes", "true", "1_000", "", "~", "a: b", "2024-01-05"])
+def test_a_text_that_looks_like_another_value_comes_back_as_text(tmp_path: Path, value: str) -> None:
+    config = load_config(None, CARTPOLE)
+    config = config.model_copy(update={"env": config.env.model_copy(update={"kwargs": {"x": value}})})
+    assert load_config(write(tmp_path / "c.yaml", config.to_yaml())).env.kwargs == {"x": value}
+    assert load_config(None, [*CARTPOLE, f"env.kwargs={yaml_scalar({'x': value})}"]).env.kwargs == {"x": value}
+
+
+@pytest.mark.parametrize("given", ["gpu", "GPU", "CUDA", "cuda"])
+def test_gpu_means_cuda(given: str) -> None:
+    assert load_config(None, [*CARTPOLE, f"device={given}"]).device == "cuda"
 
 
 @pytest.mark.parametrize("setting", ["noise_persistence=[0.95, 0.9]", "sweep={noise_persistence: [[0.95, 0.9]]}"])
@@ -220,6 +292,13 @@ def test_all_faults_are_reported_at_once() -> None:
         ("", "the file is empty; it needs at least env.id"),
         ("- 1\n- 2\n", "expected settings as 'key: value' lines, got list"),
         ("env: [", "not readable as YAML"),
+        ("env: {id: x}\nseed: 1\nseed: 2\n", "c.yaml: the key 'seed' is given twice, in lines 2 and 3"),
+        ("env:\n  id: x\n  num_envs: 1\n  id: y\n", "the key 'id' is given twice, in lines 2 and 4"),
+        ("env: {id: x}\nseeds:3\ngamma: 0.9\n", "c.yaml: line 2: a space is missing after the colon of 'seeds:3'"),
+        ("env: {id: x, num_envs:3}\n", "line 1: a space is missing after the colon of 'num_envs:3'; write num_envs: 3"),
+        ("env:\n  id: x\n  kwargs:\n    max_steps:200\n", "write max_steps: 200"),
+        ("seeds:3", "got str; a space is missing after the colon of 'seeds:3'; write seeds: 3"),
+        ("env: {id: x}\ntau.start: 2\n", "'tau.start' stands in a section of its own in a file; write tau: {start: …}"),
     ],
 )
 def test_unusable_file_is_explained(tmp_path: Path, text: str, message: str) -> None:

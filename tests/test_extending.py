@@ -20,8 +20,10 @@ import agent
 import envs
 import evaluate
 import train
+from agent.algorithms.base import Algorithm, require_updates
 from agent.analysis import gradients
 from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.estimators import Estimator
 from agent.seeding import member_seeds
@@ -88,7 +90,7 @@ def test_a_network_of_ones_own_trains_evaluates_and_resumes(
     run = tmp_path / "run"
     network = [f"network.name={own}:Residual", "network.kwargs={width: 8}", f"critic.structure={structure}"]
     settings = [setting for setting in SHORT if structure == "joint" or not setting.startswith("hidden_sizes")]
-    assert train.main([*settings, *network, "seeds=2", f"run_dir={run}"]) == 0
+    assert train.main([*settings, *network, f"run_dir={run}"]) == 0
     weights = load_weights(run / "policy" / "final" / "weights.safetensors")
     assert weights["actor.features.first.weight"].shape == (2, 8, 4)
     assert evaluate.main([str(run), "--network", f"{own}:Residual", "--episodes", "2"]) == 0
@@ -152,7 +154,7 @@ def test_an_algorithm_of_ones_own_is_short_and_learns(own: str, tmp_path: Path) 
 def test_an_algorithm_of_ones_own_resumes_bit_for_bit(own: str, tmp_path: Path) -> None:
     settings = [*SHORT, f"algorithm={own}:DoubleDQN", "checkpoint.every_env_steps=100"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert train.main([*settings, "total_env_steps=400", f"run_dir={whole}"]) == 0
+    agent.train(load_config(None, [*settings, "total_env_steps=400", f"run_dir={whole}"]))
 
     class Stop(Callback):
         def on_step(self, step: StepView) -> bool:
@@ -171,6 +173,7 @@ def test_an_algorithm_of_ones_own_resumes_bit_for_bit(own: str, tmp_path: Path) 
     ("kwargs", "message"),
     [
         ("{epsilon_end: 2}", "algorithm_kwargs.epsilon_end: Input should be less than or equal to 1"),
+        ("{epsilon_end: true}", "algorithm_kwargs.epsilon_end: got True, must be a valid number"),
         ("{epsilon: 0.1}", "algorithm_kwargs.epsilon: Extra inputs are not permitted"),
     ],
 )
@@ -180,6 +183,16 @@ def test_wrong_settings_of_an_algorithm_are_named(
     assert train.main([*SHORT, f"algorithm={own}:DoubleDQN", f"algorithm_kwargs={kwargs}"]) == 2
     error = capsys.readouterr().err
     assert message in error and "this algorithm has the settings: epsilon_end" in error
+
+
+def test_warm_up_must_end_only_where_an_algorithm_reads_it(own: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = [*SHORT, "learning_starts=200"]
+    with pytest.raises(ConfigError, match="learning_starts: got 200, must be below total_env_steps=200"):
+        require_updates(load_config(None, [*settings, f"algorithm={own}:DoubleDQN"]))
+    methods = dict.fromkeys(("act", "store", "update", "updates_due", "are_finite", "state"), lambda self: None)
+    online = type("Online", (Algorithm,), {"metrics": {}, "is_static": False, **methods})
+    monkeypatch.setattr(sys.modules[own], "Online", online, raising=False)
+    require_updates(load_config(None, [*settings, f"algorithm={own}:Online"]))
 
 
 @pytest.mark.parametrize(

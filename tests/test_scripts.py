@@ -94,7 +94,7 @@ def test_compare_trains_what_is_missing_and_then_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\nreturn_threshold: 475\n")
-    command = ["tiny.yaml", "--algorithms", "gumbel_actor_critic", "reinforce", "--seeds", "2", *SHORT[1:]]
+    command = ["tiny.yaml", *SHORT[1:], "--algorithms", "gumbel_actor_critic", "reinforce"]
     assert compare.main(command) == 0
     assert "P(better than)" in capsys.readouterr().out
     assert {p.name for p in (tmp_path / "comparisons" / "tiny").iterdir()} >= {
@@ -191,7 +191,7 @@ def test_a_stopped_run_ends_with_the_signals_code_and_the_command_that_goes_on(
 
 
 def other_policy(folder: Path) -> str:
-    assert train.main([*SHORT, "env.id=MountainCar-v0", "evaluation.final_episodes=1", f"run_dir={folder}"]) == 0
+    assert train.main([*SHORT[1:], "env.id=MountainCar-v0", f"run_dir={folder}"]) == 0
     return str(folder)
 
 
@@ -206,6 +206,23 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: train.main(["env.id=CartPole-v1", "gama=1"]), "did you mean 'gamma'"),
         (lambda run, tmp: train.main(["env.id=CartPole-v1", "batch_size=many"]), "must be a valid integer"),
         (lambda run, tmp: train.main(["env.id=CartPole-v1", "tau.start=-1"]), "must be greater than 0"),
+        (
+            lambda run, tmp: train.main([*SHORT, "gamma=0.9", "gamma=0.8"]),
+            "given twice, by 'gamma=0.9' and by 'gamma=0.8'",
+        ),
+        (lambda run, tmp: train.main([*SHORT, "tau.end=1", "tau={start: 2}"]), "tau.end is given twice"),
+        (lambda run, tmp: train.main([*SHORT, "tau={start: 2}", "tau.start=1"]), "tau.start is given twice"),
+        (lambda run, tmp: train.main([CARTPOLE, "--seeds", "3"]), "--seeds: no such option; .* example seeds=3$"),
+        (lambda run, tmp: train.main([CARTPOLE, "--tau.start=2"]), "example tau.start=2$"),
+        (lambda run, tmp: train.main(["--lr=0.1", CARTPOLE]), "example learning_rate=0.1$"),
+        (lambda run, tmp: train.main([CARTPOLE, "--learning-rate", "1e-3"]), "example learning_rate=1e-3$"),
+        (lambda run, tmp: train.main([CARTPOLE, "--resum", "x"]), r"no such option; did you mean --resume\?"),
+        (lambda run, tmp: train.main([CARTPOLE, "--print"]), "--print: no such option"),
+        (lambda run, tmp: train.main(["lr=0.1", *SHORT]), "did you mean 'learning_rate'"),
+        (
+            lambda run, tmp: train.main([*SHORT[3:], "env.id=CartPole-v1", "total_env_steps=900"]),
+            "below total_env_steps=900",
+        ),
         (lambda run, tmp: train.main([str(tmp / "missing.yaml")]), "no such config file"),
         (lambda run, tmp: train.main([str(empty(tmp))]), "the file is empty"),
         (lambda run, tmp: train.main([f"run_dir={run}", *SHORT]), "already holds a run"),
@@ -223,6 +240,12 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: compare.main([CARTPOLE, "--estimators", "exat"]), "did you mean 'exact'"),
         (lambda run, tmp: compare.main([CARTPOLE, "--vary", "gama=1,2"]), "did you mean 'gamma'"),
         (lambda run, tmp: compare.main([CARTPOLE, "--seeds", "0"]), "seeds: got 0"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--seeds", "2", "seeds=3"]), "seeds is given twice"),
+        (lambda run, tmp: compare.main([CARTPOLE, "gamma=0.9", "--vary", "gamma=0.9,1"]), "by 'gamma=0.9' and by"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--seed", "2"]), "--seed: no such option; .* example seed=2$"),
+        (lambda run, tmp: compare.main([CARTPOLE, "--estimator", "exact"]), "did you mean --estimators"),
+        (lambda run, tmp: compare.main([CARTPOLE, f"run_dir={tmp}"]), "leave run_dir out"),
+        (lambda run, tmp: compare.main([CARTPOLE, "total_env_steps=900"]), "below total_env_steps=900"),
         (lambda run, tmp: compare.main(["--filter", "env=x"]), "unknown key 'env'"),
         (lambda run, tmp: compare.main([str(empty_result(tmp))]), "remove the file and train the run again"),
     ],

@@ -148,5 +148,8 @@ def own_settings(declared: type[Section], kwargs: Mapping[str, Any]) -> Any:
         return declared.model_validate(dict(kwargs))
     except ValidationError as error:
         known = ", ".join(declared.model_fields) or "none"
-        faults = [f"algorithm_kwargs.{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors()]
+        faults = [
+            f"algorithm_kwargs.{'.'.join(map(str, f['loc']))}: {f['msg'].removeprefix('Value error, ')}"
+            for f in error.errors()
+        ]
         raise ConfigError("\n".join([*faults, f"this algorithm has the settings: {known}"])) from None

@@ -13,7 +13,7 @@ from agent.algorithms.base import require_updates
 from agent.analysis.filters import free_form_of
 from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, settings
 from agent.config_fields import nearest
-from agent.config_loader import load_config, parse_yaml, require_today, yaml_scalar
+from agent.config_loader import load_config, require_today, yaml_scalar
 from envs.errors import UserError
 
 Axes = dict[str, list[Any]]  # dotted key: values
@@ -45,7 +45,9 @@ def parse_axis(text: str) -> tuple[str, list[Any]]:
     if not separator or not key:
         raise UserError(f"--vary: '{text}' is not of the form key=v1,v2; for example tau.start=2.0,1.0,0.5")
     try:
-        values = parse_yaml(f"[{listed}]")
+        values = yaml12.load(f"[{listed}]")
+    except yaml12.Fault as fault:
+        raise UserError(f"--vary: {key}: {str(fault).removeprefix('line 1: ')}") from None
     except yaml.YAMLError:
         raise UserError(f"--vary: {key}: cannot read the values '{listed}'; separate them by commas") from None
     if not values:
