@@ -48,7 +48,8 @@ HOW_TO = """what to compare
 what counts
   Each seed is one replication. Runs with the same settings and other seeds are pooled; settings swept inside a run are
   split apart. A setting that an algorithm does not read is not varied for it. A difference is marked (*) only where
-  its 95 % interval excludes zero: against the best in the table of results, else against the entry named.
+  its 95 % interval excludes zero: against the best in the table of results, else against the entry named. With fewer
+  than 5 seeds nothing is tested: there are no marks and there is no verdict.
 
 what happens
   What is trained already is not trained again, so after Ctrl-C the same command trains the runs still missing.

@@ -3,14 +3,17 @@
 import base64
 import csv
 import json
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from fake_runs import compare_runs, fake_run
 
+from agent.analysis import gallery
 from agent.analysis.comparison import Comparison
-from agent.analysis.report import tables, write
+from agent.analysis.report import as_json, tables, write
+from agent.analysis.tables import pairs_table, summary_table
 from envs import UserError
 
 COMMAND = "python compare.py 'a b' --seeds 3"
@@ -25,7 +28,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     good = fake_run(
         folder / "good",
         "gumbel_actor_critic",
-        [[0.0, 60.0, 100.0], [0.0, 40.0, 90.0], [60, 60, 80]],
+        [[0.0, 60.0, 100.0], [0.0, 40.0, 90.0], [60, 60, 80], [0, 50, 90], [0, 50, 90]],
         metrics={
             "estimator/tau": [1.0, 0.7, 0.5],
             "actor/entropy": [0.6, 0.3, 0.1],
@@ -35,7 +38,7 @@ def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     bad = fake_run(
         folder / "bad",
         "reinforce",
-        [[0.0, 10.0, 20.0], [0.0, 0.0, 10.0], [0.0, 0.0, 60.0]],
+        [[0.0, 10.0, 20.0], [0.0, 0.0, 10.0], [0.0, 0.0, 60.0], [0.0, 0.0, 20.0], [0.0, 0.0, 20.0]],
         metrics={"actor/entropy": [0.6, 0.5, 0.4]},
     )
     return compare_runs([good, bad])
@@ -91,9 +94,9 @@ def test_everything_is_written(out: Path) -> None:
 def test_results_json_holds_every_figure(out: Path) -> None:
     results = json.loads((out / "results.json").read_text())
     assert (results["command"], results["versions"], results["best"]) == (COMMAND, VERSIONS, "gumbel_actor_critic")
-    assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0]
+    assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0, 90.0, 90.0]
     assert results["entries"][1]["steps_to_reach"] is None  # infinity is no JSON
-    assert [row["final_return"] for row in results["entries"][1]["by_seed"]] == [20.0, 10.0, 60.0]
+    assert [row["final_return"] for row in results["entries"][1]["by_seed"]] == [20.0, 10.0, 60.0, 20.0, 20.0]
     assert results["pairs"][0]["final_differs"] is True
     assert results["runs"][0]["command"].startswith("python train.py ")
 
@@ -102,15 +105,15 @@ def test_results_csv_has_a_row_per_entry(out: Path) -> None:
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["label"] for row in rows] == ["gumbel_actor_critic", "reinforce"]
-    assert float(rows[0]["final_interval_low"]) == 80.0
-    assert float(rows[1]["optimality_gap"]) == pytest.approx(70 / 3)
+    assert float(rows[0]["final_interval_low"]) == pytest.approx(250 / 3)
+    assert float(rows[1]["optimality_gap"]) == pytest.approx(130 / 5)
 
 
 def test_page_is_well_formed_and_needs_nothing_from_elsewhere(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
     assert len(parsed.references) == 6 and all(r.startswith("data:image/png;base64,") for r in parsed.references)
-    assert "http" not in page.replace("data:image", "") and "<script" not in page and "@import" not in page
+    assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "<script" not in page and "@import" not in page
 
 
 def test_page_says_what_was_compared_with_what(page: str) -> None:
@@ -137,7 +140,7 @@ def test_page_marks_what_differs_from_the_best(page: str) -> None:
 
 def test_page_has_every_seed(page: str) -> None:
     table = page[page.index("Every seed") :]
-    assert table.count("<tr>") == 1 + 6
+    assert table.count("<tr>") == 1 + 10
 
 
 def test_page_adapts_to_phone_dark_and_print(page: str) -> None:
@@ -193,7 +196,7 @@ def test_a_folder_that_cannot_be_made_is_the_users_to_mend(comparison: Compariso
 
 def test_tables_are_flat(comparison: Comparison) -> None:
     named = tables(comparison)
-    assert {name: len(rows) for name, rows in named.items()} == {"results": 2, "pairs": 2, "seeds": 6}
+    assert {name: len(rows) for name, rows in named.items()} == {"results": 2, "pairs": 2, "seeds": 10}
     for rows in named.values():
         assert all(isinstance(v, str | int | float | None) for row in rows for v in row.values())
 
@@ -206,3 +209,36 @@ def test_seeds_without_a_common_step_have_no_curve(tmp_path: Path) -> None:
         (run / "metrics.jsonl").write_text(json.dumps({"env_steps": step, "member": 0, "eval/return_greedy": 1.0}))
     write(compare_runs([first, second]), tmp_path / "out", COMMAND, VERSIONS)
     assert not (tmp_path / "out" / "learning_curves.png").exists()
+
+
+@pytest.mark.parametrize("num_seeds", [1, 2, 4])
+def test_with_few_seeds_there_is_no_verdict_and_no_mark(tmp_path: Path, num_seeds: int) -> None:
+    """However far apart they are; the page, its figures and results.json say why."""
+    runs = [
+        fake_run(tmp_path / name, name, [[0.0, 0.0, base + seed] for seed in range(num_seeds)])
+        for name, base in (("gumbel_actor_critic", 100.0), ("reinforce", 0.0))
+    ]
+    comparison = compare_runs(runs)
+    figures = write(comparison, tmp_path / "out", COMMAND, VERSIONS)
+    line = "fewer than 5 seeds: no test of significance"
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert f"No verdict: {line}." in text and " *" not in text
+    assert "has the highest" not in text and "ignificant" not in text and "the best" not in text
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["best"], results["without_test"]) == (None, line)
+    assert all(pair["final_differs"] is None and pair["area_differs"] is None for pair in results["pairs"])
+    assert [str(cell)[-1] for cell in summary_table(comparison).columns[2].cells] == ["]", "]"]
+    assert str(summary_table(comparison).caption).count(line) == 1 and pairs_table(comparison).caption is None
+    assert figures and gallery.heading(comparison) == f"CartPole-v1\n{line}"
+
+
+def test_an_entry_of_few_seeds_takes_the_verdict_from_all_and_the_marks_from_its_own_pairs(tmp_path: Path) -> None:
+    runs = [
+        fake_run(tmp_path / f"{gamma}", "reinforce", [[0, 0, base + i] for i in range(n)], settings=f"gamma: {gamma}")
+        for gamma, base, n in ((0.9, 100.0, 5), (0.8, 0.0, 5), (0.7, 50.0, 3))
+    ]
+    comparison = compare_runs(runs)
+    assert comparison.without_test == "fewer than 5 seeds (gamma=0.7): no test of significance"
+    assert comparison.pair("gamma=0.8", "gamma=0.9").final_differs is True
+    assert comparison.pair("gamma=0.7", "gamma=0.9").final_differs is None
+    assert as_json(comparison, COMMAND, VERSIONS)["best"] is None

@@ -22,7 +22,7 @@ from agent.analysis.statistics import (
 from agent.bootstrap import Interval, iqm, stratified_bootstrap
 from envs.errors import UserError
 
-FEW_SEEDS = 5  # with fewer the intervals are clearly too narrow, see statistics.py
+FEW_SEEDS = 5  # with fewer the intervals are clearly too narrow for a test, see statistics.py
 HELD = 3  # evaluations in a row that must reach the threshold
 
 
@@ -60,10 +60,10 @@ class Pair:
     probability_interval: Interval
     final_difference: float  # of the IQMs of the final returns
     final_difference_interval: Interval
-    final_differs: bool  # the interval excludes zero, and neither has one seed only
+    final_differs: bool | None  # the interval excludes zero; None: too few seeds for a test
     area_difference: float | None
     area_difference_interval: Interval | None
-    area_differs: bool
+    area_differs: bool | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,17 @@ class Comparison:
     def best(self) -> Summary:
         """The largest IQM of final returns; of several the first."""
         return max(self.summaries, key=lambda summary: summary.final_iqm)
+
+    @property
+    def untested(self) -> list[str]:
+        """Labels of entries with too few seeds for a test of significance; with any there is no verdict."""
+        return [summary.label for summary in self.summaries if summary.num_seeds < FEW_SEEDS]
+
+    @property
+    def without_test(self) -> str:
+        """One line that says so; nothing where all entries can be tested."""
+        of = "" if len(self.untested) in (0, len(self.summaries)) else f" ({', '.join(self.untested)})"
+        return f"fewer than {FEW_SEEDS} seeds{of}: no test of significance" if self.untested else ""
 
     def pair(self, better: str, worse: str) -> Pair:
         return next(p for p in self.pairs if (p.better, p.worse) == (better, worse))
@@ -149,7 +160,7 @@ def pair(x: Entry, y: Entry) -> Pair:
     areas = [np.array([area_under_curve(curve) for curve in entry.curves()]) for entry in (x, y)]
     final = bootstrap_difference(x.final_returns, y.final_returns)
     area = bootstrap_difference(areas[0], areas[1]) if all(map(len, areas)) else None
-    is_testable = min(len(x.seeds), len(y.seeds)) > 1  # one seed resampled is always itself
+    is_testable = min(len(x.seeds), len(y.seeds)) >= FEW_SEEDS
     return Pair(
         better=x.label,
         worse=y.label,
@@ -157,8 +168,8 @@ def pair(x: Entry, y: Entry) -> Pair:
         probability_interval=bootstrap_probability_of_improvement(x.final_returns, y.final_returns),
         final_difference=float(iqm(x.final_returns) - iqm(y.final_returns)),
         final_difference_interval=final,
-        final_differs=is_testable and final.excludes_zero,
+        final_differs=final.excludes_zero if is_testable else None,
         area_difference=float(iqm(areas[0]) - iqm(areas[1])) if area else None,
         area_difference_interval=area,
-        area_differs=is_testable and area is not None and area.excludes_zero,
+        area_differs=area.excludes_zero if is_testable and area is not None else None,
     )

@@ -1,6 +1,7 @@
 """The figures of a comparison: which there are, and what each says."""
 
 import shutil
+import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,6 +43,11 @@ def write_figures(comparison: Comparison, folder: Path) -> list[FigureFile]:
     return [figure for figure in written if figure] + gradient_reports(comparison.entries, folder)
 
 
+def heading(comparison: Comparison, what: str = "") -> str:
+    """The title of a figure: it stands alone too, so it says where there are too few seeds."""
+    return "\n".join([comparison.env_id + what, *textwrap.wrap(comparison.without_test, 60)])
+
+
 def gradient_reports(entries: Sequence[Entry], folder: Path) -> list[FigureFile]:
     """Copies of what `evaluate.py --gradients` has drawn in the runs compared."""
     labels: dict[str, list[str]] = defaultdict(list)
@@ -62,7 +68,7 @@ def learning_curves(comparison: Comparison, path: Path) -> FigureFile | None:
     curves = curves_of(comparison.entries, GREEDY_RETURN)
     if not curves:
         return None
-    figures.learning_curves(curves, path, comparison.threshold, comparison.env_id)
+    figures.learning_curves(curves, path, comparison.threshold, heading(comparison))
     return FigureFile(path, "Learning curves", f"Greedy return of the evaluations during training. {BAND}")
 
 
@@ -71,7 +77,7 @@ def metric(comparison: Comparison, name: str, title: str, path: Path) -> FigureF
     curves = curves_of(comparison.entries, name)
     if not curves:
         return None
-    figures.metric_curves(curves, path, f"{name}\n(IQM of seeds, 95 % interval)", comparison.env_id)
+    figures.metric_curves(curves, path, f"{name}\n(IQM of seeds, 95 % interval)", heading(comparison))
     known = METRICS.get(name)
     what = f"{name} = {known.formula} [{known.unit}]; {known.meaning}." if known else f"{name}, as logged."
     return FigureFile(path, title, f"{what} {BAND}")
@@ -88,7 +94,7 @@ def profile(comparison: Comparison, path: Path) -> FigureFile:
     room = 0.05 * np.ptp(scores) or 1.0
     thresholds = np.array([scores[0] - room, *scores, scores[-1] + room])
     profiles = {entry.label: performance_profile(entry.final_returns, thresholds) for entry in comparison.entries}
-    figures.performance_profiles(profiles, path, comparison.env_id)
+    figures.performance_profiles(profiles, path, heading(comparison))
     caption = "Share of an entry's seeds that end above a return x; higher is better. Bands: 95 % intervals, x by x."
     return FigureFile(path, "Performance profile", caption)
 
@@ -98,7 +104,7 @@ def improvement(comparison: Comparison, path: Path) -> FigureFile | None:
         return None
     cells = {(p.better, p.worse): (p.probability_of_improvement, p.probability_interval) for p in comparison.pairs}
     figures.improvement_matrix(
-        [entry.label for entry in comparison.entries], cells, path, f"{comparison.env_id}: P(row > column)"
+        [entry.label for entry in comparison.entries], cells, path, heading(comparison, ": P(row > column)")
     )
     caption = "How likely a seed of the row ends above one of the column, a tie counting half; 95 % intervals."
     return FigureFile(path, "Probability of improvement", caption)

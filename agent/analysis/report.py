@@ -65,7 +65,8 @@ def as_json(comparison: Comparison, command: str, versions: Mapping[str, str]) -
             "versions": dict(versions),
             "runs": [dataclasses.asdict(run) | {"command": repeat(run)} for run in runs_of(comparison)],
             "threshold": comparison.threshold,
-            "best": comparison.best.label,
+            "best": None if comparison.untested else comparison.best.label,
+            "without_test": comparison.without_test or None,
             "entries": [dataclasses.asdict(s) | own[s.label] for s in comparison.summaries],
             "pairs": [dataclasses.asdict(p) for p in comparison.pairs],
         }
@@ -155,7 +156,7 @@ def html(comparison: Comparison, command: str, versions: Mapping[str, str], figu
 def is_lower(comparison: Comparison, summary: Summary) -> bool:
     """Significantly, than the best."""
     against_best = comparison.against_best(summary.label)
-    return against_best is not None and against_best.final_differs
+    return against_best is not None and bool(against_best.final_differs)
 
 
 def runs_of(comparison: Comparison) -> list[Run]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from agent.analysis.comparison import FEW_SEEDS, Comparison, Summary
+from agent.analysis.comparison import Comparison, Summary
 from agent.bootstrap import Interval
 from agent.tables import new_table, number
 
@@ -66,8 +66,8 @@ def notes(comparison: Comparison) -> list[str]:
             f"threshold {comparison.threshold:g}: first evaluation there, and from when three in a row are; "
             "median over seeds (seeds that got there)"
         )
-    if any(summary.num_seeds < FEW_SEEDS for summary in comparison.summaries):
-        lines.append(f"with fewer than {FEW_SEEDS} seeds the intervals are too narrow")
+    if comparison.without_test:
+        lines.append(f"{comparison.without_test}, and the intervals are too narrow")
     return lines
 
 
@@ -95,10 +95,11 @@ def pairs_table(comparison: Comparison) -> Table:
         table.add_row(
             f"{pair.better}\nagainst {pair.worse}",
             over_interval(pair.probability_of_improvement, pair.probability_interval),
-            over_interval(pair.final_difference, pair.final_difference_interval) + " *" * pair.final_differs,
-            over_interval(pair.area_difference, pair.area_difference_interval) + " *" * pair.area_differs,
+            over_interval(pair.final_difference, pair.final_difference_interval) + " *" * bool(pair.final_differs),
+            over_interval(pair.area_difference, pair.area_difference_interval) + " *" * bool(pair.area_differs),
         )
-    table.caption = "* the interval of the difference excludes zero"
+    if any(pair.final_differs is not None for pair in comparison.pairs):
+        table.caption = "* the interval of the difference excludes zero"
     return table
 
 
