@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
@@ -85,7 +84,8 @@ class TauConfig(ScheduleConfig):
     schedule: Literal["constant", "linear", "exponential", "cosine", "adaptive"] = Field(
         "exponential",
         description="how tau moves from start to end; constant: stays at start; adaptive: from start to where bias^2 + "
-        "variance / batch_size of the gradient at replayed states is smallest, measured 50 times, within [0.05, 5]",
+        "variance / batch_size of the gradient at replayed states is smallest, within [0.05, 5]; measured 50 times, at "
+        "fewer states (8 at least) where that would take more than 1 % of the run",
     )
     start: float = Field(1.0, gt=0, description="tau at the first step", json_schema_extra=PER_MEMBER)
     end: float = Field(0.5, gt=0, description="tau once annealed", json_schema_extra=PER_MEMBER)
@@ -603,4 +603,6 @@ def swept(key: str, values: Any) -> list[Value]:
             fault = error.errors()[0]
             own = fault["ctx"]["error"] if fault["type"] == "value_error" else None
             raise ValueError(f"{key}: {own or f'got {value!r}, must be {allowed_in(fault)}'}") from None
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
     return found

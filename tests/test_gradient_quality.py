@@ -11,6 +11,7 @@ from torch import Generator, Tensor
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.config_fields import ConfigError
 from agent.diagnostics.gradient_quality import GradientQuality, Moments, moments, quality
+from agent.diagnostics.inspection import cost_in_updates
 from agent.estimators import Estimator
 from envs import Step
 from envs.random_streams import RandomStreams
@@ -125,6 +126,45 @@ def test_adaptive_tau_falls_for_large_batches_and_rises_for_small_ones() -> None
         inspect(agent, times=8)
         tau[batch_size] = agent.schedules(torch.tensor(0.7)).tau.item()
     assert tau[4096] < 0.5 * tau[1]
+
+
+SIZES = [
+    ((2,), []),
+    ((2,), ["batch_size=1"]),
+    ((10_000,), []),
+    ((10_000,), ["tau.schedule=adaptive"]),
+    ((6,) * 8, ["critic.structure=joint"]),
+    ((6,) * 8, ["critic.reduce=min", "seeds=3"]),
+    ((3, 2), ["estimator.name=gumbel_rao", "estimator.num_samples=50"]),
+]
+
+
+@pytest.mark.parametrize(("num_choices", "settings"), SIZES)
+def test_inspections_take_a_hundredth_of_the_run_at_most(num_choices: tuple[int, ...], settings: list[str]) -> None:
+    agent = make_agent("batch_size=128", *settings, num_choices=num_choices)  # 49,000 updates
+    cost = agent.num_inspections * cost_in_updates(agent, agent.num_inspected_states)
+    assert 0.005 * 49_000 * (agent.num_inspections < 50) < cost <= 0.01 * 49_000
+
+
+def test_an_adaptive_tau_keeps_its_inspections_and_looks_at_fewer_states(caplog: pytest.LogCaptureFixture) -> None:
+    plan = {}
+    for total in (50_000, 12_000, 1_100):
+        agent = make_agent("tau.schedule=adaptive", "batch_size=128", f"total_env_steps={total}")
+        plan[total] = (agent.num_inspections, agent.num_inspected_states)
+    assert plan[50_000] == (50, 64) and plan[1_100] == (50, 8)
+    assert plan[12_000][0] == 50 and 8 < plan[12_000][1] < 64
+    assert [record.getMessage()[:33] for record in caplog.records] == ["tau.schedule=adaptive costs about"]
+
+
+def test_inspection_looks_at_as_many_states_as_planned() -> None:
+    draws = {}
+    for num_states in (64, 8):
+        agent = filled_agent()
+        agent.num_inspected_states = num_states
+        streams = RandomStreams([1])
+        agent.inspect_gradients(torch.tensor(0.5), streams)
+        draws[num_states] = int(streams.counter)
+    assert draws[64] == 8 * draws[8]
 
 
 @pytest.mark.slow

@@ -3,19 +3,23 @@
 import contextlib
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+import envs
 from agent import Policy, PolicyError
+from agent.algorithms.base import require_updates
 from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
 from agent.seeding import PURPOSES, member_seeds
 from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
+from agent.training.loop import TrainingLoop
 from agent.training.trainer import Trainer, train
 from benchmarks.factored import final_returns
 from envs import Step, UserError
@@ -43,6 +47,60 @@ def short(run_dir: Path, *overrides: str) -> Config:
 
 def metrics(run_dir: Path) -> list[dict]:
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            ["learning_starts=300"],
+            "learning_starts: got 300, must be below total_env_steps=300, or the run ends before",
+        ),
+        (["learning_starts=1000", "env.num_envs=64"], "learning_starts: got 1000, must be below total_env_steps=300"),
+        (["updates_per_step=0.004"], "updates_per_step: got 0.004, which makes no update in the steps between"),
+        (
+            ["algorithm=reinforce", "reinforce.rollout_steps=301"],
+            "reinforce.rollout_steps: got 301, must not be above total_env_steps=300, or the run ends before its first",
+        ),
+    ],
+)
+def test_a_run_that_would_never_update_is_an_error_before_it_starts(
+    tmp_path: Path, settings: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train(short(tmp_path / "run", *settings))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["learning_starts=299"],
+        ["updates_per_step=0.005"],
+        ["algorithm=reinforce", "reinforce.rollout_steps=300", "learning_starts=900"],  # which it does not read
+    ],
+)
+def test_a_run_of_one_update_starts(tmp_path: Path, settings: list[str]) -> None:
+    require_updates(config := short(tmp_path / "run", *settings))
+    env = envs.make("CartPole-v1", 2, num_members=2)
+    loop = TrainingLoop(config, env, torch.device("cpu"))
+    assert sum(loop.learner.updates_due(step) for step in range(1, 301)) == 1
+
+
+def test_gradients_are_inspected_only_where_that_takes_a_hundredth_of_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    brief = ["total_env_steps=120", "evaluation.every_env_steps=120"]
+    run = train(short(tmp_path / "run", *brief))
+    assert not any(name.startswith("gradient/") for row in metrics(run) for name in row)
+    told = [record.getMessage() for record in caplog.records if "gradient/*" in record.getMessage()]
+    assert len(told) == 1
+    assert re.match(
+        r"gradient/\* are not measured: that takes as long as 0\.\d updates, more than 1 % of .* 20;", told[0]
+    )
+    adaptive = train(short(tmp_path / "adaptive", *brief, "tau.schedule=adaptive"))
+    assert any("gradient/relative_bias" in row for row in metrics(adaptive))
+    assert "tau.schedule=adaptive costs about" in caplog.text
 
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])

@@ -52,6 +52,7 @@ class Algorithm(Protocol):
     is_static: ClassVar[bool]
     metrics: ClassVar[Mapping[str, Metric]]  # that `update` returns
     Settings: ClassVar[type[Section]] = Section  # the settings of its own, given as algorithm_kwargs
+    num_inspections: int = 50  # of gradients, evenly over the run
     actor: Actor  # the policy that acts
     evaluated_actor: Actor  # the policy that is evaluated and saved; may be the same
     replay_bytes: int = 0  # of memory that a replay takes
@@ -108,7 +109,10 @@ class Algorithm(Protocol):
         """The run resumes after so many steps with an empty replay."""
 
     def inspect_gradients(self, progress: Float[Tensor, ""], streams: RandomStreams) -> dict[str, Float[Tensor, " P"]]:
-        """Further metrics, measured 50 times in a run; random numbers come from `streams`, a row a member."""
+        """Further metrics, measured `num_inspections` times in a run.
+
+        Random numbers come from `streams`, a row a member.
+        """
         return {}
 
     def weights_to_save(self) -> dict[str, dict[str, Tensor]]:

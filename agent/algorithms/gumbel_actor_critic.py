@@ -15,9 +15,9 @@ from torch import Tensor
 
 from agent import losses
 from agent.algorithms.base import Task
-from agent.algorithms.off_policy import OffPolicy
+from agent.algorithms.off_policy import OffPolicy, num_updates
 from agent.config import Config
-from agent.diagnostics.inspection import inspect
+from agent.diagnostics.inspection import inspect, planned
 from agent.estimators import Noise, gumbel, hard_sample, make_estimator
 from agent.exploration import PersistentGumbelNoise, ladder
 from agent.metrics import METRICS
@@ -61,6 +61,7 @@ class GumbelActorCritic(OffPolicy):
         self.schedules = Schedules(config, self.device)
         rho = ladder(self.tensor(config.per_member_pairs("noise_persistence")), self.num_envs)
         self.exploration = PersistentGumbelNoise(self.actions, rho, self.num_envs, self.streams)
+        self.num_inspections, self.num_inspected_states = planned(self, num_updates(config))
 
     def act(
         self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
@@ -166,7 +167,7 @@ class GumbelActorCritic(OffPolicy):
 
     def inspect_gradients(self, progress: Float[Tensor, ""], streams: RandomStreams) -> dict[str, Float[Tensor, " P"]]:
         """Measures the estimator against an unbiased one; an adaptive tau moves."""
-        return inspect(self, progress, streams)
+        return inspect(self, progress, streams, self.num_inspected_states)
 
     def are_finite(self) -> Bool[Tensor, " P"]:
         return all_finite(self.num_members, self.actor.network, self.evaluated_actor.network, self.critics.network)

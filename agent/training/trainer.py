@@ -102,7 +102,7 @@ class Trainer:
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
         self.inspection_streams = RandomStreams(member_seeds(self.seeds, "inspection"), self.device)
         self.milestones = {
-            "inspect": Milestones(None, config.total_env_steps, parts=50),
+            "inspect": Milestones(None, config.total_env_steps, parts=max(1, self.loop.learner.num_inspections)),
             "log": Milestones(config.log_every_env_steps, config.total_env_steps, parts=100),
             "evaluate": Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20),
             "checkpoint": Milestones(config.checkpoint.every_env_steps, config.total_env_steps, parts=1),
@@ -192,7 +192,7 @@ class Trainer:
             self.look_for_failures()
         if inspect.is_due(self.env_steps):
             inspect.advance(self.env_steps)
-            if self.loop.num_updates > self.updates_before_refill:
+            if self.loop.num_updates > self.updates_before_refill and self.loop.learner.num_inspections:
                 self.gradients = self.loop.inspect_gradients(self.inspection_streams)
         if log.is_due(self.env_steps):
             log.advance(self.env_steps)
