@@ -2,7 +2,8 @@
 
 from envs.errors import UserError
 from envs.factory import make
-from envs.frame_stack import FrameStack, find_frame_stack
+from envs.frame_probe import find_frame_stack
+from envs.frame_stack import FrameStack
 from envs.gymnasium_adapter import GymnasiumAdapter
 from envs.masks import ACTION_MASK_KEY, MaskReader, Masks
 from envs.member_envs import MemberEnvs
