@@ -1,8 +1,8 @@
 """A trained policy: acting on observations as the environment gives them, saving and loading without pickle."""
 
 import json
-import os
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,6 +16,7 @@ from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_fields import Value
 from agent.estimators import gumbel
+from agent.files import replaced
 from agent.networks.heads import Actor
 from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer
@@ -167,8 +168,8 @@ class Policy:
         self.normalizer.mean[members] = normalizer.mean[members]
         self.normalizer.var[members] = normalizer.var[members]
 
-    def record_evaluation_(self, env_steps: int, returns: list[float]) -> None:
-        """Notes when the weights were taken and what each member's greedy episodes brought."""
+    def record_evaluation_(self, env_steps: int, returns: Sequence[float | None]) -> None:
+        """Notes when the weights were taken and what each member's greedy episodes brought; None: not known yet."""
         self.info = self.info.model_copy(
             update={
                 "members": [
@@ -188,10 +189,9 @@ class Policy:
     def save(self, folder: Path) -> None:
         """Writes weights.safetensors and policy.json, each whole or not at all: what is there stays readable."""
         folder.mkdir(parents=True, exist_ok=True)
-        info = folder / ".policy.json.tmp"
-        info.write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
-        save_weights(self.tensors(), folder / "weights.safetensors")
-        os.replace(info, folder / "policy.json")
+        with replaced(folder / "policy.json") as info:
+            info.write_text(self.info.model_dump_json(indent=2), encoding="utf-8")
+            save_weights(self.tensors(), folder / "weights.safetensors")
 
     @classmethod
     def load(

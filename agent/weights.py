@@ -1,7 +1,6 @@
 """Files of weights: safetensors with a checksum of their own, written whole or not at all."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from agent.files import replaced
 from envs.errors import UserError
 
 CRITICS_FILE = "critics.safetensors"  # in a run folder: what `evaluate.py --gradients` needs beside the policies
@@ -19,9 +19,8 @@ CHECKSUM = "sha256"  # of names, shapes and numbers, in the file's metadata: one
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Writes the file, or leaves what is there."""
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    staging = path.with_name(f".{path.name}.tmp")
-    save_file(on_cpu, staging, metadata={CHECKSUM: checksum(on_cpu)})
-    os.replace(staging, path)
+    with replaced(path) as staging:
+        save_file(on_cpu, staging, metadata={CHECKSUM: checksum(on_cpu)})
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ WRITING = [
     (os, "replace"),
     (os, "fsync"),
     (os, "open"),
-    (tempfile, "mkdtemp"),
+    (Path, "touch"),
     (checkpoint, "save_file"),
     (Path, "write_text"),
     (Path, "mkdir"),

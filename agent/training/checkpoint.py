@@ -15,7 +15,6 @@ import math
 import os
 import re
 import shutil
-import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from agent.files import replaced
 from agent.policy import MemberInfo
 from envs.errors import UserError
 
@@ -76,6 +76,7 @@ class CheckpointWriter:
         self.folder, self.keep = run_dir / FOLDER, keep
         self.thread: threading.Thread | None = None
         self.failure: Exception | None = None
+        self.last_was_written = True
         self.remove_unfinished()  # of a process that was killed while writing
 
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
@@ -95,19 +96,22 @@ class CheckpointWriter:
     def try_to_write(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         try:
             self.write(info, tensors)
+            self.last_was_written = True
         except OSError as error:  # the run continues: what it has saved before still exists
+            self.last_was_written = False
             logger.warning("no checkpoint at step %d, training continues: %s", info.env_steps, error)
         except Exception as error:  # of ours: the training thread raises it
             self.failure = error
 
     def write(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
         self.folder.mkdir(exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".writing-", dir=self.folder))
+        staging = self.folder / ".writing"
         try:
-            save_file(tensors, staging / TENSORS)
+            staging.mkdir()
+            with replaced(staging / TENSORS) as file:
+                save_file(tensors, file)
             (staging / INFO).write_text(info.model_dump_json(indent=1), encoding="utf-8")
             (staging / SUMS).write_text(sums(staging), encoding="utf-8")
-            staging.chmod(0o755)
             for path in (*staging.iterdir(), staging):
                 flush(path)
             name = self.new_name(info.env_steps)
