@@ -17,7 +17,7 @@ from agent.analysis.run_folder import Entry, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
 from agent.config import Config
 from agent.config_loader import parse_override, require_once, unknown_option, yaml_scalar
-from agent.exit_codes import exit_code
+from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.training.tracking import log_comparison
 from agent.training.trainer import train
 from agent.versions import versions
@@ -91,15 +91,18 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
     require_one_env({e.runs[0].folder: e.env_id for e in [*there, *found]} | to_train)
     for reason in left_out:
         say(f"left out: {reason}")
-    plan.train_missing(configs, train, say)
-    comparison = compare_entries(arrange([*load_runs(folders), *found]))
     named = [text for text in options.inputs if "=" not in text]
     name = options.name or (plan.name_of(named[0]) if named else filters.name_of(options.filter))
     folder = Path("comparisons") / name
-    figures = report.write(comparison, folder, command, versions(torch.device("cpu")))
-    log_comparison(folder, comparison.entries[0].config, report.tables(comparison), [f.path for f in figures])
-    console.print(summary_table(comparison), pairs_table(comparison), sep="\n")
+    report.make_folder(folder)  # now: training may take hours
+    plan.train_missing(configs, train, say)
+    comparison = compare_entries(arrange([*load_runs(folders), *found]))
+    try:
+        figures = report.write(comparison, folder, command, versions(torch.device("cpu")))
+    finally:  # what cannot be written is shown nevertheless
+        console.print(summary_table(comparison), pairs_table(comparison), sep="\n")
     say(f"command: {command}\nsaved in {folder}: report.html, {len(figures)} figures, results.json, results.csv")
+    log_comparison(folder, comparison.entries[0].config, report.tables(comparison), [f.path for f in figures])
 
 
 def find(terms: Sequence[str]) -> tuple[list[Entry], list[str]]:
@@ -150,6 +153,7 @@ def require_file(path: Path) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    replace_what_cannot_be_shown(sys.stdout)
     command = f"python compare.py {shlex.join(arguments)}"
     then = "the same command trains the runs still missing"
     return exit_code("compare.py", lambda: run(parse(arguments), command, Console()), then)

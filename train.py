@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
-from agent.exit_codes import exit_code
+from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.training.resume import config_of_run, is_finished
 from agent.training.trainer import train
 from envs.errors import UserError
@@ -67,6 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    replace_what_cannot_be_shown(sys.stdout)
     return exit_code("train.py", lambda: run(parse(arguments)))
 
 

@@ -1,7 +1,9 @@
 """What the scripts answer to the shell: 0 done, 2 the user's mistake, 130 (SIGINT) or 143 (SIGTERM) stopped; else 1."""
 
+import io
 import sys
 from collections.abc import Callable
+from typing import IO
 
 from envs.errors import UserError
 
@@ -12,6 +14,12 @@ class Stopped(Exception):
     def __init__(self, signum: int, text: str = "stopped") -> None:
         super().__init__(text)
         self.signum = signum
+
+
+def replace_what_cannot_be_shown(stream: IO[str]) -> None:
+    """Has a stream whose encoding lacks a character write "?" in its place, instead of an exception."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
 
 
 def exit_code(script: str, action: Callable[[], object], then: str = "") -> int:

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import json
 import shlex
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from importlib import resources
@@ -28,21 +29,31 @@ Row = dict[str, Any]
 
 
 def write(comparison: Comparison, folder: Path, command: str, versions: Mapping[str, str]) -> list[FigureFile]:
-    """Writes everything into a folder; returns the figures.
+    """Writes everything into a folder, results before figures; returns the figures.
 
     Args:
         versions: of what computes and writes the comparison; each run has its own.
     """
+    make_folder(folder)
+    results = json.dumps(as_json(comparison, command, versions), indent=1, allow_nan=False)
+    try:
+        (folder / "results.json").write_text(results, encoding="utf-8")
+        write_csv(summary_rows(comparison), folder / "results.csv")
+        figures = write_figures(comparison, folder)
+        (folder / "report.html").write_text(html(comparison, command, versions, figures), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: the report cannot be written: {error}") from None
+    return figures
+
+
+def make_folder(folder: Path) -> None:
+    """UserError where the report cannot be written to this folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
         raise UserError(f"{folder}: cannot make this folder for the report: {error.strerror}") from None
-    figures = write_figures(comparison, folder)
-    results = json.dumps(as_json(comparison, command, versions), indent=1, allow_nan=False)
-    (folder / "results.json").write_text(results, encoding="utf-8")
-    write_csv(summary_rows(comparison), folder / "results.csv")
-    (folder / "report.html").write_text(html(comparison, command, versions, figures), encoding="utf-8")
-    return figures
 
 
 def as_json(comparison: Comparison, command: str, versions: Mapping[str, str]) -> Row:
