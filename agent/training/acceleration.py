@@ -50,11 +50,15 @@ class Compiled:
     in all but the values of tensors. With `guards` it is checked, and a call that does not agree is an error.
 
     Args:
+        check_stop: raises where the run is asked to stop. A signal to all processes of a run ends the compiler's too,
+            which is no failure of theirs.
         must: a compiler that fails is an error; else the functions run as they are from then on, with a warning.
     """
 
-    def __init__(self, *, must: bool = False, guards: bool = False) -> None:
-        self.must, self.guards, self.has_failed = must, guards, False
+    def __init__(
+        self, check_stop: Callable[[], None] = lambda: None, *, must: bool = False, guards: bool = False
+    ) -> None:
+        self.check_stop, self.must, self.guards, self.has_failed = check_stop, must, guards, False
         self.programs: dict[Hashable, Function] = {}
 
     def __call__(self, function: Function, *args: Any) -> Any:
@@ -65,6 +69,7 @@ class Compiled:
         try:
             result = program(*args)
         except Exception as error:  # whatever a compiler can fail with; nothing was run
+            self.check_stop()
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             if self.must:
                 raise ConfigError(f"compile: got true, but that fails here: {reason}") from error

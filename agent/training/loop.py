@@ -4,7 +4,7 @@ Axes: P member · E environment of a member · D numbers of an observation · K 
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -33,7 +33,14 @@ class TrainingLoop:
     updates, so that a GPU learns while environments are simulated on the CPU.
     """
 
-    def __init__(self, config: Config, env: VectorEnvironment, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: Config,
+        env: VectorEnvironment,
+        device: torch.device,
+        check_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`check_stop`: raises where the run is asked to stop."""
         self.config, self.env, self.device = config, env, device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
@@ -67,6 +74,7 @@ class TrainingLoop:
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
         self.keeps_frames = stack is not None
+        self.check_stop = check_stop
         self.run_whole, self.run_part = self.runners()
         self.act(uniform=self.learner.is_warming_up(0))
 
@@ -79,7 +87,7 @@ class TrainingLoop:
         wanted = self.config.compile
         num_updates = round(self.config.total_env_steps * self.config.updates_per_step)
         if pays_to_compile(num_updates) if wanted is None else wanted:
-            return run_plain, Compiled(must=bool(wanted), guards=self.config.compile_guards)
+            return run_plain, Compiled(self.check_stop, must=bool(wanted), guards=self.config.compile_guards)
         return run_plain, run_plain
 
     @property
