@@ -34,7 +34,9 @@ METRICS: dict[str, Metric] = {
         "env.on_error=restart; absent while there was none",
     ),
     "eval/return_greedy": Metric(
-        "mean of sum_t r_t over evaluation episodes, a = argmax pi(.|s)", "reward", "what the evaluated policy is worth"
+        "mean of sum_t r_t over evaluation episodes, a = argmax pi(.|s)",
+        "reward",
+        "the policy's worth; an episode cut at evaluation.max_episode_steps counts with its return so far",
     ),
     "eval/return_sampled": Metric(
         "mean of sum_t r_t over evaluation episodes, a ~ pi(.|s)",
@@ -111,4 +113,15 @@ METRICS: dict[str, Metric] = {
         "an update trains all members at once; evaluation excluded",
     ),
     "time/elapsed_seconds": Metric("seconds since the run began", "s", "wall clock, evaluation included"),
+}
+
+FINAL: dict[str, Metric] = {  # of the last evaluation: in result.json episode by episode, in W&B's summary as means
+    "eval/final_return_greedy": Metric(
+        "mean of sum_t r_t over the episodes of the last evaluation, a = argmax pi(.|s)",
+        "reward",
+        "evaluation.final_episodes of them, on fresh environments",
+    ),
+    "eval/final_return_sampled": Metric(
+        "mean of sum_t r_t over the episodes of the last evaluation, a ~ pi(.|s)", "reward", "likewise"
+    ),
 }

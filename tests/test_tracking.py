@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shlex
 import socket
 import struct
 import subprocess
@@ -17,7 +18,9 @@ from test_checkpoint import INFO
 from agent.config import Config
 from agent.config_loader import flat, load_config
 from agent.metrics import METRICS, Metric
+from agent.training.run_dir import next_commands
 from agent.training.tracking import Tracker, log_comparison
+from envs import UserError
 
 REPOSITORY = Path(__file__).parents[1]
 NAN, INF = float("nan"), float("inf")
@@ -65,9 +68,10 @@ def read_lines(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def points(wandb: MagicMock) -> list[dict[str, float]]:
-    """What was logged; a step or any other argument would not be taken apart here."""
+    """What was logged, step by step."""
     calls = wandb.init.return_value.log.call_args_list
-    assert all(len(call.args) == 1 and not call.kwargs for call in calls)
+    assert all(len(call.args) == 1 for call in calls)
+    assert [call.kwargs for call in calls] in ([{"step": i} for i in range(len(calls))], [{}] * len(calls))
     return [call.args[0] for call in calls]
 
 
@@ -158,10 +162,10 @@ def test_wandb_run_goes_on_under_its_id_without_what_came_after_the_checkpoint(
 
 
 def test_position_is_where_the_record_stands(run_dir: Path, wandb: MagicMock) -> None:
-    wandb.init.return_value.id, wandb.init.return_value.step = "abc", 3
+    wandb.init.return_value.id = "abc"
     with Tracker(run_dir, make_config("wandb.mode=offline")) as tracker:
         tracker.write(1, [{"critic/q": 1.0}])
-        assert tracker.wandb_position() == ("abc", 3)
+        assert tracker.wandb_position() == ("abc", 1)
         assert tracker.num_bytes() == (run_dir / "metrics.jsonl").stat().st_size > 0
     with Tracker(run_dir, make_config("wandb.mode=disabled")) as tracker:
         assert tracker.wandb_position() == (None, 0)
@@ -268,9 +272,52 @@ def test_a_failing_wandb_costs_one_warning_and_nothing_else(
         tracker.write(2, [{"critic/loss": 2.0}])
     assert [line["critic/loss"] for line in read_lines(run_dir)] == [1.0, 2.0]
     (warning,) = caplog.records
-    assert warning.levelno == logging.WARNING and warning.getMessage().startswith("W&B is off")
+    told = "W&B has not got all of this run; wandb sync " if broken == "finish" else "W&B is off"
+    assert warning.levelno == logging.WARNING and warning.getMessage().startswith(told)
     assert "\n" not in warning.getMessage()
     assert wandb.init.return_value.finish.called == (broken == "finish")
+
+
+def test_without_network_the_run_is_recorded_offline_and_that_is_said_once(
+    run_dir: Path, wandb: MagicMock, caplog: Any
+) -> None:
+    wandb.login.return_value = True
+    offline = wandb.init.return_value
+    wandb.init.side_effect = [RuntimeError("timed\nout"), offline]
+    with Tracker(
+        run_dir, make_config("wandb.mode=online"), INFO.model_copy(update={"wandb_id": "abc", "wandb_step": 7})
+    ) as tracker:
+        tracker.write(1, [{"critic/loss": 1.0}])
+    assert [call.kwargs["mode"] for call in wandb.init.call_args_list] == ["online", "offline"]
+    assert wandb.init.call_args.kwargs["id"] == "abc" and wandb.Settings.call_args.kwargs["init_timeout"] <= 20
+    offline.log.assert_called_once_with({"env_steps": 1, "critic/loss": 1.0}, step=7)
+    (warning,) = caplog.records
+    assert warning.getMessage().startswith(
+        "W&B cannot be reached, the run is recorded offline: RuntimeError: timed out"
+    )
+
+
+def test_final_returns_are_in_the_summary(run_dir: Path, wandb: MagicMock) -> None:
+    with Tracker(run_dir, make_config("seeds=2")) as tracker:
+        tracker.summarize([{"eval/final_return_greedy": 1.0}, {"eval/final_return_greedy": 3.0}])
+    (told,) = wandb.init.return_value.summary.update.call_args.args
+    name = "eval/final_return_greedy"
+    assert told == {f"member_0/{name}": 1, f"member_1/{name}": 3, name: 2, f"{name}_min": 1, f"{name}_max": 3}
+
+
+@pytest.mark.parametrize("what", ["run", "run/metrics.jsonl"])
+def test_a_folder_that_is_moved_away_ends_the_record(what: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    with Tracker(run_dir, make_config("wandb.mode=disabled")) as tracker:
+        tracker.write(1, [{"critic/loss": 1.0}])
+        (tmp_path / what).rename(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"{run_dir} was moved or removed .* python train.py --resume {run_dir}"):
+            tracker.write(2, [{"critic/loss": 1.0}])
+        run_dir.mkdir(exist_ok=True)
+        (run_dir / "metrics.jsonl").touch()  # another's
+        with pytest.raises(UserError, match="was moved"):
+            tracker.require_in_place()
 
 
 @pytest.mark.parametrize(("error", "exit_code"), [(None, 0), (KeyboardInterrupt, 1)])
@@ -335,6 +382,31 @@ def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, capl
     assert second["env_steps"] == 20 and second["eval/return_greedy_max"] == 4
     metrics = [record.metric for record in records if record.HasField("metric")]
     assert ("*", "env_steps") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+
+
+@pytest.mark.slow
+def test_a_resumed_offline_run_goes_on_with_its_steps_and_wandb_sync_finds_all_of_it(run_dir: Path) -> None:
+    wandb, config = pytest.importorskip("wandb"), make_config("wandb.mode=offline")
+    with Tracker(run_dir, config) as tracker:
+        for env_steps in (10, 20):
+            tracker.write(env_steps, [{"critic/loss": 1.0}])
+        wandb_id, wandb_step = tracker.wandb_position()
+    resumed = INFO.model_copy(update={"wandb_id": wandb_id, "wandb_step": wandb_step, "metrics_bytes": 10})
+    with Tracker(run_dir, config, resumed) as tracker:
+        tracker.write(30, [{"critic/loss": 1.0}])
+        tracker.summarize([{"eval/final_return_greedy": 5.0}])
+    wandb.teardown()
+    files = sorted(run_dir.glob("wandb/offline-run-*/run-*.wandb"))
+    records = [record for file in files for record in read_records(file)]
+    assert [record.history.step.num for record in records if record.HasField("history")] == [0, 1, 2]
+    summary = [item.value_json for record in records for item in record.summary.update if "final_return" in str(item)]
+    assert set(summary) == {"5"} or set(summary) == {"5.0"}
+    command = shlex.split(next_commands(run_dir)[-1])
+    assert command[:2] == ["wandb", "sync"]
+    cli = [sys.executable, "-m", "wandb", "sync", "--dry-run", *command[2:]]
+    told = subprocess.run(cli, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+    shown = told.stdout + told.stderr
+    assert all(file.name in shown for file in files) and "Would sync 2 run" in shown, shown
 
 
 def read_records(path: Path) -> Iterator[Any]:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from filelock import FileLock, Timeout
 
 from agent.config import Config
 from agent.config_fields import ConfigError
+from agent.files import replaced
 from agent.weights import CRITICS_FILE
 from envs.errors import UserError
 
@@ -27,12 +29,20 @@ def make_run_dir(config: Config) -> Path:
         except OSError as error:
             raise ConfigError(f"run_dir: {path} cannot be made: {error}") from None
         return path
+    try:
+        return new_run_dir(config)
+    except OSError as error:
+        raise ConfigError(f"runs/ cannot be written: {error}; run_dir=FOLDER chooses another place") from None
+
+
+def new_run_dir(config: Config) -> Path:
+    Path("runs").mkdir(exist_ok=True)
     env_name = config.env.id.split(":")[-1].replace("/", "-")
     stem = f"{env_name}-{config.algorithm_name}-s{config.seed}-{datetime.now():%Y%m%d-%H%M%S}"
     for suffix in ("", *(f"-{i}" for i in range(2, 1000))):
         path = Path("runs") / f"{stem}{suffix}"
         with contextlib.suppress(FileExistsError):
-            path.mkdir(parents=True)
+            path.mkdir()
             return path
     raise RuntimeError(f"cannot make a run folder like runs/{stem}")
 
@@ -86,16 +96,22 @@ def require_new(run_dir: Path) -> None:
         )
 
 
+def not_writable(run_dir: Path, error: OSError) -> UserError:
+    how = f"once it can, python train.py --resume {run_dir} continues the run"
+    return UserError(f"{run_dir} cannot be written: {error}; {how}")
+
+
 def write_atomically(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.tmp")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
+    with replaced(path) as staging:
+        staging.write_text(text, encoding="utf-8")
 
 
 def next_commands(run_dir: Path) -> list[str]:
+    offline = sorted(run_dir.glob("wandb/offline-run-*"))
     return [
         f"python evaluate.py {run_dir}",
         f"python evaluate.py {run_dir} --video {run_dir}/videos",
         *([f"python evaluate.py {run_dir} --gradients"] if (run_dir / CRITICS_FILE).exists() else []),
         f"python compare.py {run_dir}/config.yaml --algorithms gumbel_actor_critic reinforce --seeds 10",
+        *([f"wandb sync {shlex.join(map(str, offline))}"] if offline else []),
     ]

@@ -8,18 +8,20 @@ import json
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat, TextIO
 
 from agent.config import Config, WandbConfig
-from agent.metrics import METRICS, Metric
+from agent.metrics import FINAL, METRICS, Metric
 from agent.training.checkpoint import CheckpointInfo
 from envs.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
 UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
+CONNECT_SECONDS = 15  # to W&B's server, until the run is recorded offline instead
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,9 @@ class Tracker:
             metrics: the metrics that may be written.
         """
         self.num_members, self.known = len(config.members()), frozenset(metrics)
-        self.file = open_metrics(run_dir / METRICS_FILE, 0 if resumed is None else resumed.metrics_bytes)
+        self.run_dir, self.path = run_dir, run_dir / METRICS_FILE
+        self.file = open_metrics(self.path, 0 if resumed is None else resumed.metrics_bytes)
+        self.wandb_step = 0 if resumed is None or resumed.wandb_id is None else resumed.wandb_step
         self.wandb_run: Any = None
         with self.wandb_may_fail():
             self.wandb_run = start_wandb(
@@ -59,6 +63,7 @@ class Tracker:
         assert len(rows) == self.num_members, f"expected {self.num_members} rows, one per member, got {len(rows)}"
         unknown = {name for row in rows for name in row} - self.known
         assert not unknown, f"no metrics are declared with the names {sorted(unknown)}"
+        self.require_in_place()
         numbers = [{name: float(value) for name, value in row.items()} for row in rows]
         for member, row in enumerate(numbers):
             if not row:
@@ -68,7 +73,25 @@ class Tracker:
         self.file.flush()
         if self.wandb_run is not None:
             with self.wandb_may_fail():
-                self.wandb_run.log({"env_steps": env_steps, **mirrored(numbers)})
+                self.wandb_run.log({"env_steps": env_steps, **mirrored(numbers)}, step=self.wandb_step)
+                self.wandb_step += 1
+
+    def summarize(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """The metrics of each member that only the end of a run has, in the summary of the W&B run."""
+        assert all(name in FINAL for row in rows for name in row)
+        if self.wandb_run is not None:
+            with self.wandb_may_fail():
+                self.wandb_run.summary.update(mirrored(rows))
+
+    def require_in_place(self) -> None:
+        """UserError where the run folder is no longer where it was: what is written would not be found there."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(self.file.fileno())):
+                return
+        raise UserError(
+            f"{self.run_dir} was moved or removed while the run wrote to it: the run ends; with the folder back in its "
+            f"place, python train.py --resume {self.run_dir} continues the run"
+        )
 
     def num_bytes(self) -> int:
         """Of metrics.jsonl, once all of it is on disk."""
@@ -80,14 +103,17 @@ class Tracker:
         """Id of the W&B run, and its next step."""
         if self.wandb_run is None:
             return None, 0
-        return str(self.wandb_run.id), int(self.wandb_run.step)
+        return str(self.wandb_run.id), self.wandb_step
 
     def close(self, failed: bool = False) -> None:
         """Ends the record; W&B shows the run as failed where it is. May be called twice."""
         self.file.close()
         if self.wandb_run is not None:
-            with self.wandb_may_fail():
+            try:
                 self.wandb_run.finish(exit_code=int(failed))
+            except Exception as error:
+                folder = shlex.quote(str(self.wandb_run.settings.sync_dir))
+                logger.warning("W&B has not got all of this run; wandb sync %s: %s", folder, in_one_line(error))
         self.wandb_run = None
 
     def __enter__(self) -> "Tracker":
@@ -167,25 +193,40 @@ def start_wandb(
         return None
     import wandb
 
-    mode = "offline" if wanted == "offline" else mode_by_login(wandb, wanted)
-    again: dict[str, Any] = {}
-    if resumed is not None:
-        run_id, step = resumed
-        rewind = mode == "online" and step > 0
-        again = {"resume_from": f"{run_id}?_step={step - 1}"} if rewind else {"id": run_id, "resume": "allow"}
-    return wandb.init(
-        project=settings.project,
-        group=settings.group or group,
-        name=settings.name or folder.resolve().name,
-        job_type=job_type,
-        tags=settings.tags,
-        config=config,
-        dir=folder,
-        mode=mode,
-        reinit="create_new",
-        **again,
-        settings=wandb.Settings(console="off", silent=True, finish_timeout=UPLOAD_SECONDS, finish_timeout_raises=True),
-    )
+    def init(mode: Literal["online", "offline"]) -> Any:
+        again: dict[str, Any] = {}
+        if resumed is not None:
+            run_id, step = resumed
+            rewind = mode == "online" and step > 0
+            again = {"resume_from": f"{run_id}?_step={step - 1}"} if rewind else {"id": run_id, "resume": "allow"}
+        return wandb.init(
+            project=settings.project,
+            group=settings.group or group,
+            name=settings.name or folder.resolve().name,
+            job_type=job_type,
+            tags=settings.tags,
+            config=config,
+            dir=folder,
+            mode=mode,
+            reinit="create_new",
+            **again,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=CONNECT_SECONDS,
+                finish_timeout=UPLOAD_SECONDS,
+                finish_timeout_raises=True,
+            ),
+        )
+
+    mode: Literal["online", "offline"] = "offline" if wanted == "offline" else mode_by_login(wandb, wanted)
+    try:
+        return init(mode)
+    except Exception as error:  # whatever it is, say no network
+        if mode == "offline":
+            raise
+        logger.warning("W&B cannot be reached, the run is recorded offline: %s", in_one_line(error))
+        return init("offline")
 
 
 def mode_by_login(wandb: Any, wanted: str) -> Literal["online", "offline"]:
