@@ -16,10 +16,10 @@ from agent.analysis.report import finite
 from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
-from agent.config import MAX_SEED
+from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_loader import load_config
-from agent.evaluation import MAX_EPISODE_STEPS, MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
-from agent.exit_codes import exit_code
+from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
+from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.tables import results_table
 from envs import UserError
 
@@ -44,18 +44,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--member", default="best", type=member, help="number, best (default) or all")
     parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
     parser.add_argument("--episodes", default=100, type=positive, help="episodes of each mode (default: 100)")
-    mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--greedy", action="store_true", help="the most probable action only")
-    mode.add_argument("--sampled", action="store_true", help="drawn actions only")
-    mode.add_argument("--both", action="store_true", help="greedy and sampled (default)")
-    parser.add_argument("--seed", default=0, type=seed, help="of environments and draws (default: 0)")
     parser.add_argument(
         "--max-episode-steps",
         default=MAX_EPISODE_STEPS,
         type=positive,
         metavar="N",
-        help=f"an episode is cut here, and marked as cut (default: {MAX_EPISODE_STEPS})",
+        help=f"cut longer episodes there; they count with their return so far (default: {MAX_EPISODE_STEPS})",
     )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--greedy", action="store_true", help="the most probable action only")
+    mode.add_argument("--sampled", action="store_true", help="drawn actions only")
+    mode.add_argument("--both", action="store_true", help="greedy and sampled (default)")
+    parser.add_argument("--seed", default=0, type=seed, help="of environments and draws (default: 0)")
     parser.add_argument("--json", action="store_true", help="print one JSON object with every return, nothing else")
     parser.add_argument("--video", metavar="DIR", type=Path, help="write an MP4 of one episode of each member here")
     parser.add_argument(
@@ -85,40 +85,34 @@ def load(options: argparse.Namespace) -> Policy:
 
 
 def report_returns(options: argparse.Namespace) -> None:
-    """A table, or JSON, of the returns of each member; and a video where one is asked for."""
+    """A table, or JSON, of the returns of each member; then videos where they are asked for."""
     policy = load(options)
     env_id = options.env or policy.trusted_env_id()
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
-    num_episodes = options.episodes * policy.num_members * len(modes)
+    limit = options.max_episode_steps
     members = evaluate(
         policy,
         episodes=options.episodes,
+        max_episode_steps=limit,
         seed=options.seed,
         modes=modes,
         env_id=env_id,
-        max_episode_steps=options.max_episode_steps,
-        watch=EpisodeProgress(num_episodes, lambda text: print(text, file=sys.stderr)),
+        before_step=EpisodeProgress(lambda text: print(text, file=sys.stderr)),
     )
+    console, env_steps = Console(), policy.info.members[0].env_steps
     if options.json:
-        print(json.dumps({"env_id": env_id, "env_steps": policy.info.members[0].env_steps, "members": members}))
+        result = {"env_id": env_id, "env_steps": env_steps, "max_episode_steps": limit, "members": members}
+        print(json.dumps(result), flush=True)
     else:
-        console = Console()
         console.print(f"{env_id}: return per episode")
         console.print(results_table(members))
-    sys.stdout.flush()  # what is found stays, whatever the video comes to
-    if options.video:
-        for number in range(policy.num_members):
-            one = policy.select([number])
-            with contextlib.closing(make_env(one, 1, env_id, render_mode="rgb_array")) as env:
-                video = record(
-                    one,
-                    env,
-                    options.video,
-                    options.seed,
-                    sampled=modes[0] == "sampled",
-                    max_episode_steps=options.max_episode_steps,
-                )
-            print(f"video: {video}", file=sys.stderr if options.json else sys.stdout)
+    for i in range(policy.num_members if options.video else 0):
+        member = policy.select([i])
+        with contextlib.closing(make_env(member, 1, env_id, render_mode="rgb_array")) as env:
+            video = record(member, env, options.video, options.seed, sampled=modes[0] == "sampled", max_steps=limit)
+        if not options.json:
+            cut = f" (cut after {limit} steps)" if video.was_cut else ""
+            console.print(f"video: {video.path}{cut}", soft_wrap=True)
 
 
 def report_gradients(options: argparse.Namespace) -> None:
@@ -165,6 +159,7 @@ def seed(text: str) -> int:
 
 
 def main(arguments: list[str]) -> int:
+    replace_what_cannot_be_shown(sys.stdout)
     options = parse(arguments)
     return exit_code("evaluate.py", lambda: (report_gradients if options.gradients else report_returns)(options))
 

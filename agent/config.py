@@ -26,6 +26,7 @@ from agent.config_fields import (
 from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
+MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
 ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
@@ -226,13 +227,12 @@ class EvaluationConfig(Section):
         None, ge=1, description="steps of a member between evaluations; null: 1/20 of the run"
     )
     episodes: int = Field(10, ge=1, description="episodes of an evaluation during training, greedy and sampled each")
-    max_episode_steps: int = Field(
-        20_000,
-        ge=1,
-        description="an episode of an evaluation that is not over after so many steps is cut, counts with its return "
-        "so far and is marked as cut",
-    )
     final_episodes: int = Field(100, ge=1, description="episodes of the evaluation at the end, greedy and sampled each")
+    max_episode_steps: int = Field(
+        MAX_EPISODE_STEPS,
+        ge=1,
+        description="a longer episode of an evaluation is cut there: it counts with its return so far, and is marked",
+    )
 
 
 class CheckpointConfig(Section):

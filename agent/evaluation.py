@@ -1,9 +1,9 @@
 """Returns of frozen policies over whole episodes."""
 
 import contextlib
+import itertools
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +12,7 @@ import torch
 
 import envs
 from agent.bootstrap import iqm
-from agent.config import MAX_SEED
+from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_fields import nearest
 from agent.policy import Policy
 from agent.seeding import member_seeds
@@ -20,9 +20,7 @@ from envs import UserError, VectorEnvironment
 
 MODES = ("greedy", "sampled")
 MAX_PARALLEL_EPISODES = 10  # per member
-MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
-
-Watch = Callable[[int], None]
+PROGRESS_SECONDS = 10.0  # between two lines about an evaluation that takes long
 
 
 def evaluate(
@@ -31,13 +29,13 @@ def evaluate(
     member: int | Literal["best", "all"] = "best",
     weights: Literal["final", "best"] = "final",
     episodes: int = 100,
+    max_episode_steps: int = MAX_EPISODE_STEPS,
     seed: int = 0,
     modes: Sequence[str] = MODES,
     env_id: str | None = None,
     network: str | None = None,
     trust: bool = False,
-    max_episode_steps: int = MAX_EPISODE_STEPS,
-    watch: Watch = lambda num_done: None,
+    before_step: "BeforeStep" = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Evaluates saved policies on fresh environments: one row per member, as `evaluate_members` returns them.
 
@@ -46,12 +44,12 @@ def evaluate(
         member: one by number, the one with the highest evaluation, or all of them.
         weights: of a run folder, those at the end of training or those of each member's best evaluation.
         episodes: of each mode.
+        max_episode_steps: a longer episode is cut there: it counts with its return so far, and is marked.
         seed: of environments and draws.
         modes: greedy, sampled or both.
         env_id: another environment with the same spaces; `module:Id` imports the module.
         network, trust: as `Policy.load` takes them, to allow the import of a network of your own.
-        max_episode_steps: at which an episode is cut and counts with its return so far.
-        watch: called before each step with the number of episodes that are done, of all members and modes.
+        before_step: called before each step of all environments with the episodes done and those asked for; may raise.
 
     Raises:
         UserError: the arguments, the folder or the environment cannot be used.
@@ -73,7 +71,7 @@ def evaluate(
     )
     with contextlib.closing(make_env(policy, num_parallel_envs(episodes), env_id)) as env:
         policy.check_fits(env)
-        return evaluate_members(policy, env, episodes, [seed], modes, max_episode_steps=max_episode_steps, watch=watch)
+        return evaluate_members(policy, env, episodes, [seed], modes, max_episode_steps, before_step)
 
 
 def make_env(policy: Policy, num_envs: int, env_id: str | None = None, **settings: Any) -> VectorEnvironment:
@@ -92,12 +90,23 @@ def make_env(policy: Policy, num_envs: int, env_id: str | None = None, **setting
     )
 
 
+BeforeStep = Callable[[int, int], None]  # of an evaluation's episodes, those done and all
+
+
+class Episode(NamedTuple):
+    """A whole episode, or one that was cut: its undiscounted return and its steps so far."""
+
+    score: float
+    length: int
+    was_cut: bool
+
+
 class Episodes(NamedTuple):
-    """Undiscounted returns and lengths of each member's episodes, and which were cut, [P, num_episodes]."""
+    """Of each member's episodes the undiscounted return, the length and whether it was cut, [P, num_episodes]."""
 
     returns: np.ndarray
     lengths: np.ndarray
-    cut: np.ndarray
+    were_cut: np.ndarray
 
 
 def run_episodes(
@@ -108,67 +117,88 @@ def run_episodes(
     *,
     sampled: bool,
     max_episode_steps: int = MAX_EPISODE_STEPS,
-    watch: Watch = lambda num_done: None,
+    before_step: Callable[[int], None] = lambda done: None,
 ) -> Episodes:
-    """Runs each member for exactly `num_episodes` episodes in its own environments.
+    """Runs each member for exactly `num_episodes` episodes in its own environments, each from a reset on.
 
     Each environment has a fixed number of episodes to finish, so short episodes are not counted more often than long
-    ones. An episode that reaches `max_episode_steps` is cut: it counts with its return so far. Single environments
-    cannot be reset, so one whose episode was cut stops there; once all have stopped, all are reset, and those with
-    episodes left to finish continue.
+    ones. An episode of more than `max_episode_steps` is cut: it counts with its return so far. As only a reset of all
+    environments begins another, its environment then waits; the episodes that are missing run in another round, with
+    seeds of its own.
 
     Args:
         env: its environments are divided evenly among the members.
         seed: numbers that decide, with a member's own seed, its environments and draws.
-        watch: called before each step with the number of episodes that are done, of all members; may raise.
+        before_step: called before each step of all of them with the number of episodes done; may raise.
     """
-    num_members = policy.num_members
-    shape = (num_members, env.num_envs // num_members)
-    quota = np.array([len(range(e, num_episodes, shape[1])) for e in range(shape[1])])
-    found: list[list[list[tuple[float, int, bool]]]] = [[[] for _ in quota] for _ in range(num_members)]
-    finished, num_rounds = np.zeros(shape, dtype=np.int64), 0
-    while (runs := finished < quota).any():
-        numbers = [*seed, num_rounds][: len(seed) + bool(num_rounds)]
-        policy.seed_(*numbers)
-        obs = env.reset(member_seeds(policy.seeds, "evaluation", *numbers))
-        total, length = np.zeros(shape), np.zeros(shape, dtype=np.int64)
-        while runs.any():
-            watch(int(finished.sum()))
-            mask = None if env.masks is None else env.masks.obs.unflatten(0, shape)
-            step = env.step(policy.choose(obs.unflatten(0, shape), sampled=sampled, mask=mask).flatten(0, 1))
-            obs = step.obs
-            reward, ends, valid = (
-                x.view(shape).cpu().numpy() for x in (step.reward, step.terminated | step.truncated, step.valid)
-            )
-            total += np.where(valid, reward, 0.0)
-            length += valid
-            ended = ends & valid
-            cut = (length >= max_episode_steps) & ~ended
-            for p, e in zip(*np.nonzero((ended | cut) & runs), strict=True):
-                found[p][e].append((float(total[p, e]), int(length[p, e]), bool(cut[p, e])))
-                finished[p, e] += 1
-            total[ended], length[ended] = 0.0, 0
-            runs &= ~cut & (finished < quota)
-        num_rounds += 1
-    by_episode = np.array([[episode for of_env in member for episode in of_env] for member in found])
-    return Episodes(by_episode[..., 0], by_episode[..., 1].astype(np.int64), by_episode[..., 2].astype(np.bool_))
+    num_envs = env.num_envs // policy.num_members
+    episodes: list[list[Episode]] = [[] for _ in range(policy.num_members)]
+    for number in itertools.count():
+        missing = [num_episodes - len(own) for own in episodes]
+        if not any(missing):
+            break
+        quota = np.array([[count // num_envs + (e < count % num_envs) for e in range(num_envs)] for count in missing])
+        numbers = seed if number == 0 else (*seed, number)
+        num_done = sum(map(len, episodes))
+        found = _run_round(policy, env, quota, numbers, sampled, max_episode_steps, before_step, num_done)
+        for own, new in zip(episodes, found, strict=True):
+            own.extend(new)
+    return Episodes(*(np.array([[episode[i] for episode in own] for own in episodes]) for i in range(3)))
 
 
-def _watch_from(num_before: int, watch: Watch, num_done: int) -> None:
-    watch(num_before + num_done)
+def _run_round(
+    policy: Policy,
+    env: VectorEnvironment,
+    quota: np.ndarray,  # [P, E]: episodes of each environment
+    seed: Sequence[int],
+    sampled: bool,
+    max_episode_steps: int,
+    before_step: Callable[[int], None],
+    num_done: int,  # in earlier rounds
+) -> list[list[Episode]]:
+    """Resets all environments and runs each until its episodes are done or one was cut; the episodes of each member."""
+    num_members, num_envs = quota.shape
+    episodes: list[list[list[Episode]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
+    policy.seed_(*seed)
+    obs = env.reset(member_seeds(policy.seeds, "evaluation", *seed))
+    total, length = np.zeros(quota.shape), np.zeros(quota.shape, dtype=np.int64)
+    is_running = quota > 0
+    while is_running.any():
+        before_step(num_done)
+        mask = None if env.masks is None else env.masks.obs.unflatten(0, quota.shape)
+        action = policy.choose(obs.unflatten(0, quota.shape), sampled=sampled, mask=mask)
+        step = env.step(action.flatten(0, 1))
+        obs = step.obs
+        reward, done, valid = (
+            x.view(quota.shape).cpu().numpy() for x in (step.reward, step.terminated | step.truncated, step.valid)
+        )
+        total += np.where(valid, reward, 0.0)
+        length += valid
+        has_ended = done & valid
+        for p, e in zip(*np.nonzero(is_running & (has_ended | (length >= max_episode_steps))), strict=True):
+            was_cut = not has_ended[p, e]
+            episodes[p][e].append(Episode(float(total[p, e]), int(length[p, e]), was_cut))
+            num_done += 1
+            is_running[p, e] = not was_cut and len(episodes[p][e]) < quota[p, e]
+            total[p, e], length[p, e] = 0.0, 0
+    return [[episode for of_env in of_member for episode in of_env] for of_member in episodes]
 
 
 class EpisodeProgress:
-    """Tells now and then how far an evaluation is that takes long."""
+    """Says every few seconds how many episodes of an evaluation are done; of a quick one nothing."""
 
-    def __init__(self, num_episodes: int, tell: Callable[[str], None], every_seconds: float = 10.0) -> None:
-        self.num_episodes, self.tell, self.every_seconds = num_episodes, tell, every_seconds
-        self.told = time.monotonic()
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        every_seconds: float = PROGRESS_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.say, self.every_seconds, self.clock, self.said_at = say, every_seconds, clock, clock()
 
-    def __call__(self, num_done: int) -> None:
-        if time.monotonic() - self.told >= self.every_seconds:
-            self.told = time.monotonic()
-            self.tell(f"evaluation: {num_done} of {self.num_episodes} episodes")
+    def __call__(self, done: int, total: int) -> None:
+        if self.clock() - self.said_at >= self.every_seconds:
+            self.said_at = self.clock()
+            self.say(f"evaluation: {done} of {total} episodes done")
 
 
 def num_parallel_envs(num_episodes: int) -> int:
@@ -176,7 +206,7 @@ def num_parallel_envs(num_episodes: int) -> int:
     return min(num_episodes, MAX_PARALLEL_EPISODES)
 
 
-def summary(returns: np.ndarray, lengths: np.ndarray, cut: np.ndarray) -> dict[str, Any]:
+def summary(returns: np.ndarray, lengths: np.ndarray, were_cut: np.ndarray) -> dict[str, Any]:
     """One member's episodes in figures; the standard deviation is over episodes."""
     return {
         "mean": float(returns.mean()),
@@ -184,9 +214,10 @@ def summary(returns: np.ndarray, lengths: np.ndarray, cut: np.ndarray) -> dict[s
         "iqm": float(iqm(returns)),
         "min": float(returns.min()),
         "max": float(returns.max()),
+        "cut": int(were_cut.sum()),
         "returns": [float(x) for x in returns],
         "lengths": [int(x) for x in lengths],
-        "cut": [bool(x) for x in cut],
+        "were_cut": [bool(x) for x in were_cut],
     }
 
 
@@ -196,16 +227,19 @@ def evaluate_members(
     num_episodes: int,
     seed: Sequence[int],
     modes: Sequence[str],
-    *,
     max_episode_steps: int = MAX_EPISODE_STEPS,
-    watch: Watch = lambda num_done: None,
+    before_step: BeforeStep = lambda done, total: None,
 ) -> list[dict[str, Any]]:
     """Per member its seed, settings and, for each of the modes greedy and sampled, the summary of its episodes."""
     rows: list[dict[str, Any]] = [
         {"member": m.member, "seed": m.seed, "settings": m.settings} for m in policy.info.members
     ]
+    of_mode = num_episodes * policy.num_members
     for number, mode in enumerate(modes):
-        before = number * num_episodes * policy.num_members
+
+        def tell(done: int, before: int = number * of_mode) -> None:
+            before_step(before + done, len(modes) * of_mode)
+
         with torch.inference_mode():
             episodes = run_episodes(
                 policy,
@@ -214,7 +248,7 @@ def evaluate_members(
                 seed,
                 sampled=mode == "sampled",
                 max_episode_steps=max_episode_steps,
-                watch=partial(_watch_from, before, watch),
+                before_step=tell,
             )
         for row, *of_member in zip(rows, *episodes, strict=True):
             row[mode] = summary(*of_member)

@@ -14,26 +14,30 @@ from agent.config_loader import as_text
 
 def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
     """Returns of each member, greedy and sampled as far as there are; the interval is of the IQM over episodes."""
-    table = new_table("member", "policy", "mean ± std", "IQM [95 % interval]", "min", "max", "length")
+    some_cut = any(member.get(mode, {}).get("cut") for member in members for mode in ("greedy", "sampled"))
+    headings = ["member", "policy", "mean ± std", "IQM [95 % interval]", "min", "max", "length"]
+    table = new_table(*headings, *(["cut"] if some_cut else []))
     for member in members:
         settings = [f"{key}={as_text(value)}" for key, value in member["settings"].items()]
         name = "\n".join([f"{member['member']} (seed {member['seed']})", *settings])
         for mode in ("greedy", "sampled"):
             if mode in member:
-                table.add_row(name, mode, *figures_of(member[mode]))
+                cut = [str(member[mode].get("cut", 0))] if some_cut else []
+                table.add_row(name, mode, *figures_of(member[mode]), *cut)
                 name = ""
+    if some_cut:
+        table.caption = "cut: episodes longer than max_episode_steps; each counts with its return so far"
     return table
 
 
 def figures_of(episodes: Mapping[str, Any]) -> list[str]:
     interval = stratified_bootstrap(np.array(episodes["returns"]), iqm)
-    num_cut = sum(episodes.get("cut", ()))  # none in files of before
     return [
         f"{number(episodes['mean'])} ± {number(episodes['std'])}",
         f"{number(episodes['iqm'])} [{number(interval.low)}, {number(interval.high)}]",
         number(episodes["min"]),
         number(episodes["max"]),
-        f"{np.mean(episodes['lengths']):.0f}" + (f" ({num_cut} cut)" if num_cut else ""),
+        f"{np.mean(episodes['lengths']):.0f}",
     ]
 
 

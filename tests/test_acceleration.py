@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,31 @@ def test_a_compiler_that_fails_ends_only_the_run_that_asked_for_it(
     assert "continues uncompiled" in caplog.text and not loop.compiles
     for name, tensor in state(plain).items():
         assert torch.equal(state(loop)[name], tensor), name
+
+
+@pytest.mark.parametrize("wanted", ["null", "true"])
+def test_a_signal_that_ends_the_compiler_stops_the_run(
+    wanted: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C reaches the compiler's process too, which then fails."""
+
+    def interrupted(function: object, guards: bool) -> object:
+        def program(*args: object) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            raise RuntimeError("g++ died")
+
+        return program
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patched:
+        patched.setattr(acceleration_module, "compiled", interrupted)
+        patched.setattr(loop_module, "pays_to_compile", lambda num_updates: True)
+        settings = [*SHORT, f"run_dir={run_dir}", f"compile={wanted}", "checkpoint.every_env_steps=60"]
+        assert train.main(settings) == 130
+    error = capfd.readouterr().err
+    assert "stopped at step 99 of 200 while programs were compiled; python train.py --resume" in error
+    assert "g++ died" not in error and "uncompiled" not in error
+    assert [path.name for path in (run_dir / "checkpoints").glob("step_*")] == ["step_60"]
 
 
 @pytest.mark.slow

@@ -147,6 +147,16 @@ def test_few_seeds_come_with_a_warning(runs: list[Path]) -> None:
     assert any("fewer than 5 seeds: no test of significance" in line for line in notes(compare_runs(runs)))
 
 
+def test_episodes_that_were_cut_are_told(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / name, name, [[1, 2, 3]]) for name in ("gumbel_actor_critic", "reinforce")]
+    assert not any("cut" in line for line in notes(compare_runs(runs)))
+    result = json.loads((runs[1] / "result.json").read_text())
+    result["members"][0]["greedy"]["cut"] = 7
+    (runs[1] / "result.json").write_text(json.dumps(result))
+    told = "reinforce: 7 episodes at the end were cut (evaluation.max_episode_steps)"
+    assert told in notes(compare_runs(runs))
+
+
 def test_runs_that_differ_in_their_seeds_only_are_pooled(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / str(seed), "reinforce", [[0, 0, seed]], first_seed=seed) for seed in range(3)]
     (entry,) = compare_runs(runs).entries

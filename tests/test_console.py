@@ -38,7 +38,12 @@ def make_console(screen: Screen, total: int = 20_000, seeds: int = 1) -> Console
 
 def row(**values: float) -> dict[str, float]:
     """A log line's metrics."""
-    names = {"speed": SPEED, "train": "train/episode_return", "greedy": "eval/return_greedy"}
+    names = {
+        "speed": SPEED,
+        "updates": "time/updates_per_second",
+        "train": "train/episode_return",
+        "greedy": "eval/return_greedy",
+    }
     names |= {
         "tau": "estimator/tau",
         "alpha": "alpha/value",
@@ -56,7 +61,7 @@ def test_off_a_terminal_a_log_line_is_one_plain_line() -> None:
         console.update(2000, [row(train=value, **learning) for value in (41.0, 50.7, 80.2)])
     assert screen.getvalue() == (
         "env_steps 2000/20000 | return 57.3 (min 41.0, max 80.2) | tau 0.93 | alpha 0.0812 | entropy 0.61"
-        " | 1830 steps/s | eta 0:01:12\n"
+        " | 1830 steps/s | eta -\n"
     )
 
 
@@ -68,17 +73,96 @@ def test_an_evaluation_shows_in_the_next_log_line() -> None:
         screen.seconds = 1.0
         console.update(1000, [row(speed=5.0)])
         console.update(2000, [row(speed=5.0)])
-    assert [line.split(" | ")[1:3] for line in screen.lines()] == [["eval greedy 120.1", "eval sampled 90.0"]] * 2
+    assert [line.split(" | ")[1:3] for line in screen.lines()] == [
+        ["eval greedy 120.1", "eval sampled 90.0"],
+        ["eval greedy 120.1 (step 1000)", "eval sampled 90.0 (step 1000)"],
+    ]
 
 
-def test_a_member_without_a_new_value_keeps_its_last() -> None:
+def test_a_member_without_a_new_value_keeps_its_last_with_its_step() -> None:
     screen = Screen()
     with make_console(screen, seeds=2) as console:
         console.update(10, [row(speed=5.0, train=1.0), row(speed=5.0, train=3.0)])
         console.update(20, [row(speed=5.0, train=5.0), row(speed=5.0)])
         console.update(30, [row(speed=5.0, train=float("nan")), row(speed=5.0)])
     returns = [line.split(" | ")[1] for line in screen.lines()]
-    assert returns == [f"return {text}" for text in ("2.00 (min 1.00, max 3.00)", *["4.00 (min 3.00, max 5.00)"] * 2)]
+    assert returns == [
+        "return 2.00 (min 1.00, max 3.00)",
+        "return 4.00 (min 3.00, max 5.00, steps 10-20)",
+        "return 4.00 (min 3.00, max 5.00, steps 10-20)",
+    ]
+
+
+def test_what_is_old_says_of_which_step_it_is() -> None:
+    screen = Screen()
+    with make_console(screen, total=160_000) as console:
+        console.update(80_000, [row(speed=5.0, train=17.5, tau=0.5)])
+        console.update(160_000, [row(speed=5.0)])
+    assert [line.split(" | ")[1:3] for line in screen.lines()] == [
+        ["return 17.5", "tau 0.50"],
+        ["return 17.5 (step 80000)", "tau 0.50 (step 80000)"],
+    ]
+
+
+def test_a_member_that_was_dropped_no_longer_counts() -> None:
+    screen = Screen()
+    with make_console(screen, seeds=2) as console:
+        console.update(10, [row(speed=5.0, train=1.0), row(speed=5.0, train=3.0)])
+        console.update(20, [row(speed=5.0, train=1.0), {}])
+    assert screen.lines()[-1].split(" | ")[1] == "return 1.00"
+
+
+def test_time_left_is_that_of_the_newest_lines_after_warm_up_and_compilation() -> None:
+    """Fast random steps, a line of a minute in which the updates are compiled, then 100 steps a second."""
+    screen = Screen()
+    with make_console(screen, total=10_000) as console:
+        for seconds, steps, updates in ((1, 1000, 0), (2, 2000, 0), (62, 2100, 1), (72, 3100, 9), (82, 4100, 9)):
+            screen.seconds = float(seconds)
+            console.update(steps, [row(speed=5.0, updates=updates)])
+    assert [line.split("eta ")[1] for line in screen.lines()] == ["-", "-", "-", "0:01:09", "0:00:59"]
+
+
+def test_time_left_follows_a_pace_that_changes() -> None:
+    screen = Screen()
+    with make_console(screen, total=100_000) as console:
+        for i in range(60):  # a second a line, then ten
+            screen.seconds = i if i < 40 else 40 + 10.0 * (i - 40)
+            console.update(1000 * i, [row(speed=5.0, updates=1.0)])
+    assert screen.lines()[-1].endswith("eta 0:06:50")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_an_evaluation_under_way_is_seen(terminal: bool) -> None:
+    screen = Screen(terminal=terminal)
+    with make_console(screen) as console:
+        console.update(1000, [row(speed=5.0)])
+        progress = console.evaluation_progress()
+        for seconds, done in ((1.0, 3), (12.0, 5), (13.0, 6)):
+            screen.seconds = seconds
+            progress(done, 40)
+        shown = screen.getvalue() if not terminal else str(console.evaluation)
+        console.update(1000, [row(greedy=1.0)])
+        assert console.evaluation == ""
+    assert ("5 of 40" in shown) != terminal and ("6 of 40" in shown) == terminal
+    assert terminal or "env_steps 1000/20000 | evaluation: 5 of 40 episodes done\n" in shown
+
+
+def test_what_a_terminal_echoes_of_ctrl_c_fits_beside_the_panel() -> None:
+    """Else the cursor moves to another line, and the next panel is drawn below the top border of this one."""
+    screen = Screen(columns=60, terminal=True)
+    with make_console(screen) as console:
+        console.update(10, [row(speed=5.0)])
+    assert {len(line) for line in screen.lines() if line.startswith(("╭", "╰"))} == {58}
+
+
+def test_a_stream_that_cannot_encode_a_character_shows_another(tmp_path: Path) -> None:
+    for encoding in ("ascii", "utf-8"):
+        with (tmp_path / encoding).open("w", encoding=encoding) as file:
+            with Console(load_config(None, ["env.id=CartPole-v1"]), output=Output(file=file, width=100)) as console:
+                console.message("läuft – ±")
+                console.final_table(make_result({}))
+    assert "l?uft ? ?" in (tmp_path / "ascii").read_text("ascii") and "mean ? std" in (tmp_path / "ascii").read_text()
+    assert "läuft – ±" in (tmp_path / "utf-8").read_text("utf-8")
 
 
 def test_what_is_printed_is_taken_literally() -> None:
@@ -88,12 +172,14 @@ def test_what_is_printed_is_taken_literally() -> None:
     assert screen.getvalue() == "[red]a path[/red] /longer/than/the/screen\n"
 
 
-@pytest.mark.parametrize("columns", [60, 120])
+@pytest.mark.parametrize("columns", [62, 120])
 def test_a_terminal_shows_everything_in_a_panel(columns: int) -> None:
     screen = Screen(columns, terminal=True)
     with make_console(screen, total=1_000_000, seeds=2) as console:
-        screen.seconds = 3600.0
+        screen.seconds = 1800.0
         learning = {"speed": 1830.0, "tau": 0.93, "alpha": 0.081, "entropy": 0.61}
+        console.update(150_000, [row(speed=1.0, updates=1.0)] * 2)
+        screen.seconds = 3600.0
         console.update(250_000, [row(train=-1041.5, **learning), row(train=-80.25, **learning)])
         console.update(250_000, [row(greedy=120.1, sampled=90.0), row(greedy=480.1, sampled=100.0)])
         console.message("a note")
@@ -102,7 +188,7 @@ def test_a_terminal_shows_everything_in_a_panel(columns: int) -> None:
     last = "\n".join(shown[-8:])
     for part in (
         "CartPole-v1 | gumbel_actor_critic",
-        "250000/1000000  25% 1:00:00 eta 3:00:00",
+        "250000/1000000  25% 1:00:00 eta 3:45:00",
         "return        -560.9 (min -1042, max -80.2)",
         "eval greedy   300.1 (min 120.1, max 480.1)",
         "eval sampled  95.0 (min 90.0, max 100.0)",
@@ -154,7 +240,8 @@ def test_final_table_has_returns_places_and_commands(settings: dict, terminal: b
     (tmp_path / "config.yaml").touch()
     command = f"python evaluate.py {tmp_path} --video {tmp_path}/videos"
     with make_console(screen) as console:
-        console.final_table(make_result(settings), tmp_path, [command])
+        console.final_table(make_result(settings))
+        console.saved(tmp_path, [command])
         assert console.live is None or not console.live.is_started  # nothing is drawn over the table
     shown = [re.sub(r" +", " ", line).strip() for line in screen.lines()]
     assert "CartPole-v1: 20000 env steps in 0:00:42" in shown

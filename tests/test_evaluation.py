@@ -1,24 +1,19 @@
 """Evaluation: exactly the episodes asked for, none preferred for being short."""
 
-import io
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from rich.console import Console
-from scripted_env import TERMINATED, Episode, ScriptedEnv
+from scripted_env import TERMINATED, Episode, ScriptedEnv, ScriptedVectorEnv
 from test_policy import make_policy
 
 import envs
 from agent import Policy, evaluate
 from agent.evaluation import EpisodeProgress, evaluate_members, num_parallel_envs, run_episodes, summary
-from agent.tables import results_table
 from envs import GymnasiumAdapter, UserError
 
 
@@ -53,60 +48,56 @@ def test_short_episodes_are_not_counted_more_often() -> None:
     assert lengths.mean() == 5.0
 
 
-class Endless(gymnasium.Env):
-    """Pays the number of steps since its reset. Every third episode ends after `ends_at` steps, the others never."""
-
-    observation_space, action_space = spaces.Box(0, np.inf, (1,)), spaces.Discrete(2)
-
-    def __init__(self, ends_at: int = 0) -> None:
-        self.ends_at, self.episode = ends_at, -1
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.num_steps, self.episode = 0, self.episode + 1
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        self.num_steps += 1
-        ends = self.episode % 3 == 0 and self.num_steps == self.ends_at
-        return np.full(1, self.num_steps, np.float32), float(self.num_steps), ends, False, {}
-
-
-def endless(num_envs: int, ends_at: int = 0) -> GymnasiumAdapter:
-    return GymnasiumAdapter(
-        SyncVectorEnv([lambda: Endless(ends_at)] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
-    )
-
-
-def test_every_episode_starts_at_a_reset_and_a_cut_one_is_marked() -> None:
-    env = endless(2)
-    policy, seen = make_policy(env.observations.space, spaces.Discrete(2)), []
-    episodes = run_episodes(policy, env, 5, [0], sampled=False, max_episode_steps=4, watch=seen.append)
-    assert episodes.returns.tolist() == [[1.0 + 2 + 3 + 4] * 5] and episodes.lengths.tolist() == [[4] * 5]
-    assert episodes.cut.all() and seen == sorted(seen) and set(seen) == {0, 2, 4}
-    assert summary(*(values[0] for values in episodes))["cut"] == [True] * 5
-
-
-def test_an_episode_that_ends_at_the_limit_is_not_cut_and_its_environment_continues() -> None:
-    env = endless(1, ends_at=4)
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_an_episode_that_is_cut_is_marked_and_the_next_starts_at_a_reset(mode: AutoresetMode) -> None:
+    """One environment's episodes never end in time, the other's do; a reward tells its episode and step."""
+    scripts = [(Episode(30, *TERMINATED),), (Episode(5, *TERMINATED), Episode(3, *TERMINATED))]
+    env = GymnasiumAdapter(ScriptedVectorEnv(scripts, mode))
     policy = make_policy(env.observations.space, spaces.Discrete(2))
-    episodes = run_episodes(policy, env, 4, [0], sampled=False, max_episode_steps=4)
-    assert episodes.cut.tolist() == [[False, True, True, False]] and episodes.lengths.tolist() == [[4] * 4]
+    episodes = run_episodes(policy, env, 5, seed=[0], sampled=False, max_episode_steps=20)
+    assert episodes.lengths[0, :4].tolist() == [20, 5, 3, 20] and episodes.lengths[0, 4] in (3, 5)
+    assert episodes.were_cut.tolist() == [[True, False, False, True, False]]
+    assert episodes.returns[0, 0] == sum(range(20))
+    number, rest = divmod(episodes.returns[0, 3] - sum(range(20)), 20 * 100)
+    assert number >= 1 and rest == 0  # all of one later episode, from its first step
 
 
-def test_cut_episodes_show_in_the_table() -> None:
-    row = {"member": 0, "seed": 0, "settings": {}, "greedy": summary(*np.array([[9.0, 9], [4, 4], [0, 1]]))}
-    output = io.StringIO()
-    Console(file=output, width=120).print(results_table([row]))
-    assert "4 (1 cut)" in output.getvalue()
+def test_a_member_has_the_same_episodes_alone_when_some_are_cut() -> None:
+    policy = cartpole_policy(3)
+    together = run_episodes(
+        policy, envs.make("CartPole-v1", 9, num_members=3), 7, seed=[0], sampled=True, max_episode_steps=9
+    )
+    assert together.were_cut.any(1).all() and not together.were_cut.all()
+    assert (together.lengths <= 9).all() and (together.lengths[together.were_cut] == 9).all()
+    for i in range(3):
+        alone = run_episodes(
+            policy.select([i]), envs.make("CartPole-v1", 3), 7, seed=[0], sampled=True, max_episode_steps=9
+        )
+        assert (alone.lengths == together.lengths[i]).all() and (alone.were_cut == together.were_cut[i]).all()
 
 
-def test_a_long_evaluation_tells_how_far_it_is() -> None:
-    told: list[str] = []
-    progress = EpisodeProgress(20, told.append, every_seconds=0.0)
-    progress(3)
-    EpisodeProgress(20, told.append)(4)  # not yet
-    assert told == ["evaluation: 3 of 20 episodes"]
+def test_an_episode_that_ends_with_the_last_step_allowed_is_whole() -> None:
+    env = GymnasiumAdapter(ScriptedVectorEnv([(Episode(4, *TERMINATED),)], AutoresetMode.SAME_STEP))
+    policy = make_policy(env.observations.space, spaces.Discrete(2))
+    assert not run_episodes(policy, env, 2, seed=[0], sampled=False, max_episode_steps=4).were_cut.any()
+
+
+def test_a_long_evaluation_says_how_far_it_is_and_a_quick_one_nothing() -> None:
+    seconds, said = [0.0], []
+    progress = EpisodeProgress(said.append, clock=lambda: seconds[0])
+    policy, env = cartpole_policy(2), envs.make("CartPole-v1", 4, num_members=2)
+
+    def before_step(done: int, total: int) -> None:
+        counts.append((done, total))
+        progress(done, total)
+
+    counts: list[tuple[int, int]] = []
+    evaluate_members(policy, env, 4, [0], ["greedy", "sampled"], before_step=before_step)
+    assert said == [] and counts[0] == (0, 16) and counts == sorted(counts) and 12 < counts[-1][0] < 16
+    seconds[0] = 10.0
+    progress(3, 16)
+    progress(4, 16)
+    assert said == ["evaluation: 3 of 16 episodes done"]
 
 
 def test_normaliser_stays_frozen() -> None:
@@ -117,10 +108,11 @@ def test_normaliser_stays_frozen() -> None:
 
 
 def test_summary_by_hand() -> None:
-    figures = summary(np.array([1.0, 2.0, 3.0, 10.0]), np.array([4, 5, 6, 7]), np.zeros(4))
+    figures = summary(np.array([1.0, 2.0, 3.0, 10.0]), np.array([4, 5, 6, 7]), np.array([False, False, True, False]))
     assert (figures["mean"], figures["min"], figures["max"], figures["iqm"]) == (4.0, 1.0, 10.0, 2.5)
     assert figures["std"] == pytest.approx(np.std([1, 2, 3, 10]))
     assert figures["returns"] == [1.0, 2.0, 3.0, 10.0] and figures["lengths"] == [4, 5, 6, 7]
+    assert figures["cut"] == 1 and figures["were_cut"] == [False, False, True, False]
 
 
 @pytest.fixture
@@ -136,6 +128,7 @@ def test_a_run_is_evaluated_by_its_folder(folder: Path) -> None:
         (1, 3, 3),
     ]
     assert evaluate(Policy.load(folder, member="all"), episodes=3, seed=5) == rows
+    assert evaluate(folder, episodes=3, max_episode_steps=2)[0]["greedy"]["cut"] == 3
     (best,) = evaluate(folder, episodes=3, modes=["sampled"])
     assert best["member"] == 1 and "greedy" not in best
 
@@ -146,6 +139,7 @@ def test_a_run_is_evaluated_by_its_folder(folder: Path) -> None:
         ({"modes": ["gredy"]}, r"modes: got 'gredy', must be among greedy, sampled; did you mean 'greedy'\?"),
         ({"modes": []}, "modes: got none"),
         ({"episodes": 0}, "episodes: got 0, must be at least 1"),
+        ({"max_episode_steps": 0}, "max_episode_steps: got 0, must be at least 1"),
         ({"seed": -1}, "seed: got -1, must be between 0 and"),
         ({"member": 7}, "member 7 does not exist"),
         ({"env_id": "Acrobot-v1"}, "this policy has observations"),

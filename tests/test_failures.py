@@ -17,10 +17,12 @@ import envs
 from agent import Policy
 from agent.config import Config
 from agent.exit_codes import Stopped
-from agent.training.callbacks import Callback, StepView
+from agent.training import trainer
+from agent.training.checkpoint import CheckpointWriter
 from agent.training.loop import TrainingLoop
+from agent.training.run_dir import write_atomically
 from agent.training.tracking import Tracker
-from agent.training.trainer import Trainer, train
+from agent.training.trainer import train
 from envs import UserError
 
 __all__ = ["stop_at"]  # a fixture
@@ -100,39 +102,69 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_was_saved(tmp_path: Path, m
     assert_same(train(short(tmp_path / "run"), resume=True), unbroken)
 
 
+def test_a_result_that_cannot_be_written_is_shown_and_only_its_evaluation_is_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken, steps = train(short(tmp_path / "unbroken")), []
+
+    def full(path: Path, text: str) -> None:
+        if path.name == "result.json":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_atomically(path, text)
+
+    capsys.readouterr()
+    with monkeypatch.context() as patched:
+        patched.setattr(trainer, "write_atomically", full)
+        with pytest.raises(UserError, match=r"No space left on device; once it can, python train.py --resume"):
+            train(short(tmp_path / "run"))
+    shown = capsys.readouterr().out
+    assert "0 (seed 0)" in shown and "saved in" not in shown
+    monkeypatch.setattr(TrainingLoop, "run_iteration", lambda loop, env_steps: steps.append(env_steps))
+    assert_same(train(short(tmp_path / "run"), resume=True), unbroken)
+    assert steps == []
+
+
+def test_a_stop_that_cannot_be_saved_does_not_say_that_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: Callable[[int], None]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(CheckpointWriter, "write", full)
+    stop_at(20)
+    with pytest.raises(Stopped, match="stopped at step 21 of 120; python train.py --resume .* at the last checkpoint"):
+        train(short(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("at", [20, 100, 120])
+def test_a_run_folder_that_is_moved_away_is_an_error(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unbroken, run, run_iteration = train(short(tmp_path / "unbroken")), tmp_path / "run", TrainingLoop.run_iteration
+
+    def run_and_move(loop: TrainingLoop, env_steps: int) -> None:
+        run_iteration(loop, env_steps)
+        if env_steps + 1 == at:
+            run.rename(tmp_path / "elsewhere")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(TrainingLoop, "run_iteration", run_and_move)
+        with pytest.raises(UserError, match=f"{run} was moved or removed while the run wrote to it"):
+            train(short(run))
+    assert not run.exists()
+    (tmp_path / "elsewhere").rename(run)
+    assert_same(train(short(run), resume=True), unbroken)
+
+
+def test_a_working_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").touch()  # whoever runs the tests may be allowed to write to read-only folders
+    with pytest.raises(UserError, match=r"runs/ cannot be written: .*; run_dir=FOLDER chooses another place"):
+        train(short(tmp_path).model_copy(update={"run_dir": None}))
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="run_dir: .*file/run cannot be made: .*Not a directory"):
         train(short(tmp_path / "file" / "run"))
-
-
-def test_a_folder_that_is_moved_while_it_is_written_to_is_an_error(tmp_path: Path) -> None:
-    class Move(Callback):
-        def on_step(self, step: StepView) -> None:
-            if step.env_steps == 61:
-                (tmp_path / "run").rename(tmp_path / "elsewhere")
-
-    with pytest.raises(
-        UserError, match=r"run: was moved or removed while the run was writing to it; .* --resume FOLDER"
-    ):
-        train(short(tmp_path / "run"), callbacks=[Move()])
-    assert not (tmp_path / "run").exists() and not (tmp_path / "elsewhere" / "result.json").exists()
-    resumed = train(short(tmp_path / "elsewhere"), resume=True)
-    assert_same(resumed, train(short(tmp_path / "unbroken")))
-
-
-def test_the_final_policy_is_there_before_its_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run_dir, seen = tmp_path / "run", []
-    finish = Trainer.finish
-
-    def finish_and_watch(trainer: Trainer) -> None:
-        monkeypatch.setattr(trainer, "evaluate_policy", lambda *args: seen.append(Policy.load(run_dir)) or 1 / 0)
-        finish(trainer)
-
-    monkeypatch.setattr(Trainer, "finish", finish_and_watch)
-    with pytest.raises(ZeroDivisionError):
-        train(short(run_dir))
-    assert len(seen) == 1 and seen[0].num_members == 1
 
 
 FAULTS = [

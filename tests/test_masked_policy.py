@@ -123,5 +123,5 @@ def test_video_shows_legal_actions(taxi_run: Path, tmp_path: Path, monkeypatch: 
         env, "step", lambda action: barred.append(not env.masks.obs[0, 0, action[0, 0]]) or step(action)
     )
     with contextlib.closing(env):
-        assert record(policy, env, tmp_path, 0, sampled=True).stat().st_size > 0
+        assert record(policy, env, tmp_path, 0, sampled=True).path.stat().st_size > 0
     assert len(barred) == 8 and not any(barred)

@@ -118,10 +118,14 @@ def test_stopped_in_an_evaluation_it_is_made_again(tmp_path: Path, monkeypatch: 
 
     original = evaluation.run_episodes
     monkeypatch.setattr(evaluation, "run_episodes", run_episodes)
-    for _ in range(2):
+    for last in (False, True):
         with pytest.raises(Stopped) as stopped:
             train(short(tmp_path / "broken"), resume=True)
         assert stopped.value.signum == signal.SIGINT
+        assert (tmp_path / "broken" / "policy" / "final").exists() == last
+    final = Policy.load(tmp_path / "broken", member="all")  # before the last evaluation has come to its end
+    assert [member.env_steps for member in final.info.members] == [120, 120]
+    assert torch.equal(final.tensors()["normalizer.mean"], Policy.load(unbroken, member="all").normalizer.mean)
     assert StopSignals.check is check
     assert_same(train(short(tmp_path / "broken"), resume=True), unbroken)
 
@@ -296,7 +300,7 @@ def test_without_checkpoints_nothing_is_written_and_the_user_is_told(
 def test_a_replay_too_large_for_checkpoints_is_filled_again(
     tmp_path: Path, stop_at: Callable[[int], None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = short(tmp_path / "run", "checkpoint.replay_gib=0", "log_every_env_steps=1")
+    config = short(tmp_path / "run", "checkpoint.replay_gib=0", "log_every_env_steps=1", "tau.schedule=adaptive")
     stop_at(69)
     with pytest.raises(Stopped):
         train(config)

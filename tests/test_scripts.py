@@ -1,18 +1,25 @@
 """The three scripts as a user calls them: exit codes, messages, and nothing but JSON where JSON is asked for."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from test_resume import stop_at
 
 import compare
 import evaluate
 import train
+from agent.analysis import gradients, report
 from agent.exit_codes import Stopped
 
 __all__ = ["stop_at"]  # a fixture
@@ -87,6 +94,134 @@ def test_evaluate_writes_a_video(run: Path, tmp_path: Path) -> None:
     assert evaluate.main([str(run), "--episodes", "1", "--video", str(tmp_path / "videos")]) == 0
     (video,) = (tmp_path / "videos").iterdir()
     assert video.suffix == ".mp4" and b"ftyp" in video.read_bytes()[:16]
+
+
+def test_a_renderer_that_fails_costs_only_the_video(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    videos, picture = tmp_path / "videos", np.zeros((4, 4, 3), np.uint8)
+
+    def render(env: CartPoleEnv) -> object:
+        frame = next(frames)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    monkeypatch.setattr(CartPoleEnv, "render", render)
+    for last, text in (
+        (None, "CartPole-v1: no video: render() returned None; expected an array"),
+        (ZeroDivisionError("no\nway"), "CartPole-v1: no video: render() failed: ZeroDivisionError: no way"),
+        (picture[:2], "CartPole-v1: no video: the frames change their size, from 4x4 to 2x4; a video has one size"),
+    ):
+        frames = iter([picture, last])
+        assert evaluate.main([str(run), "--episodes", "3", "--json", "--video", str(videos)]) == 2
+        out, error = capsys.readouterr()
+        assert len(json.loads(out)["members"][0]["greedy"]["returns"]) == 3
+        assert error.startswith(f"evaluate.py: error: {text}") and error.count("\n") == 1
+        assert list(videos.iterdir()) == []
+
+
+def test_a_video_of_each_member_lies_in_a_file_of_its_own(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(CartPoleEnv, "render", lambda env: np.zeros((4, 4, 3), np.uint8))
+    for mode in ("--greedy", "--sampled"):
+        command = [str(run), "--member", "all", "--episodes", "1", mode, "--video", str(tmp_path / "videos")]
+        assert evaluate.main(command) == 0
+    names = [f"CartPole-v1-member{i}-seed{i}-step200-episode0{mode}.mp4" for i in (0, 1) for mode in ("", "-sampled")]
+    assert sorted(path.name for path in (tmp_path / "videos").iterdir()) == sorted(names)
+
+
+def test_episodes_that_are_cut_are_marked(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert evaluate.main([str(run), "--episodes", "2", "--max-episode-steps", "3"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"length +cut *\n", shown) and "cut: episodes longer than max_episode_steps" in shown
+    assert evaluate.main([str(run), "--episodes", "2", "--max-episode-steps", "3", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["max_episode_steps"] == 3
+    assert (result["members"][0]["greedy"]["cut"], result["members"][0]["greedy"]["were_cut"]) == (2, [True, True])
+    assert evaluate.main([str(run), "--episodes", "2"]) == 0
+    assert "cut" not in capsys.readouterr().out
+
+
+def test_train_marks_episodes_that_are_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    assert train.main([*SHORT, "evaluation.max_episode_steps=3", f"run_dir={tmp_path / 'run'}"]) == 0
+    assert re.search(r"length +cut *\n", capsys.readouterr().out)
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["max_episode_steps"] == 3 and result["members"][0]["sampled"]["were_cut"] == [True, True]
+    (warning,) = (record.getMessage() for record in caplog.records if "cut" in record.getMessage())
+    assert warning.startswith("4 episodes of the evaluation at step 10 were cut after 3 steps (evaluation.max_ep")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train.py", "--help"],
+        ["evaluate.py", "{run}", "--episodes", "2"],
+        ["compare.py", "{run}", "--name", "läuft"],
+    ],
+)
+def test_output_that_can_only_be_ascii_is_no_reason_to_die(command: list[str], run: Path, tmp_path: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path.cwd()), "LC_ALL": "C"}
+    arguments = [str(Path.cwd() / command[0]), *(part.format(run=run) for part in command[1:])]
+    done = subprocess.run([sys.executable, *arguments], env=environment, cwd=tmp_path, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout.isascii()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: compare.main([str(run)]), "comparisons/run: cannot make this folder for the report"),
+        (lambda run: evaluate.main([str(run), "--gradients", "--episodes", "1"]), "gradients.png: cannot be written"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_is_one_message(
+    call: Callable[[Path], int],
+    message: str,
+    run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file where a folder would be: whoever runs the tests may be allowed to write to read-only folders."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(gradients, "ROUNDS", 1)
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "comparisons").touch()
+    (tmp_path / "run" / "figures").touch()
+    assert call(Path("run")) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_a_figure_that_fails_leaves_the_results_of_a_comparison(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, "write_figures", full)
+    assert compare.main([str(run)]) == 2
+    out, error = capsys.readouterr()
+    assert "IQM over seeds" in out and "the report cannot be written: [Errno 28] No space left" in error
+    assert json.loads((tmp_path / "comparisons" / run.name / "results.json").read_text())["env_id"] == "CartPole-v1"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        assert train.main([*SHORT, f"run_dir={tmp_path / 'run'}"]) == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~umask, path
 
 
 def test_compare_trains_what_is_missing_and_then_nothing(

@@ -1,112 +1,94 @@
-"""Frames of any environment as a video, or one sentence; a video that fails takes nothing with it."""
+"""Videos: whatever a renderer returns is the right picture, or one sentence."""
 
-import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
-from test_scripts import SHORT
 
-import evaluate
-import train
-from agent.analysis.video import of_size, rgb
-from envs import UserError
+from agent.analysis import video
+from agent.analysis.video import mp4, pictures
 
-GREY = np.array([[0, 128], [255, 64]])
-EXPECTED = np.repeat(GREY.astype(np.uint8)[..., None], 3, -1)
+GREY = np.array([[0, 51, 102, 17, 34], [153, 204, 255, 5, 7]], np.uint8)  # [2, 5]
+RGB = np.stack([GREY] * 3, -1)
+EVEN = np.concatenate([RGB, RGB[:, -1:]], 1)  # the last column twice
 
 
 @pytest.mark.parametrize(
-    "frame",
+    "rendered",
     [
-        EXPECTED,
-        GREY.astype(np.uint8),
+        RGB,
+        GREY,
         GREY[..., None],
-        GREY.astype(np.float32),
+        RGB.astype(np.int64),
+        RGB.astype(np.float64),
+        (RGB / 255).astype(np.float32),
         GREY / 255,
-        np.dstack([EXPECTED, np.full((2, 2), 9, np.uint8)]),
-        [np.zeros((2, 2, 3), np.uint8), EXPECTED],
-        EXPECTED.astype(np.int64),
+        GREY.astype(np.float32),
+        np.concatenate([RGB, np.full((2, 5, 1), 7, np.uint8)], -1),  # RGBA
+        np.moveaxis(RGB, -1, 0),
+        np.asfortranarray(RGB),
+        [RGB],
+        RGB[None],
+        RGB.tolist(),
     ],
-    ids=["rgb", "grey", "grey with an axis", "float", "0 to 1", "alpha", "list of frames", "int64"],
+    ids=lambda rendered: f"{np.asarray(rendered).dtype}{np.shape(rendered)}",
 )
-def test_a_frame_is_its_picture(frame: Any) -> None:
-    assert np.array_equal(rgb(frame, "X-v0"), EXPECTED) and rgb(frame, "X-v0").dtype == np.uint8
+def test_every_kind_of_frame_is_the_same_picture(rendered: Any) -> None:
+    (picture,) = pictures(rendered)
+    assert picture.dtype == np.uint8 and picture.flags.c_contiguous
+    np.testing.assert_array_equal(picture, EVEN)
+
+
+def test_black_and_white_and_lists_of_frames() -> None:
+    assert pictures(np.array([[False, True], [True, False]]))[0][..., 0].tolist() == [[0, 255], [255, 0]]
+    assert len(pictures([RGB, RGB])) == len(pictures(np.stack([RGB, RGB]))) == 2 and pictures([]) == []
 
 
 @pytest.mark.parametrize(
-    ("frame", "what"),
+    ("rendered", "message"),
     [
-        (None, "None"),
-        ("text", "'text'"),
-        (np.zeros(3), r"ndarray of shape \(3,\)"),
-        (np.zeros((2, 2, 7)), "ndarray of"),
+        (None, r"render\(\) returned None; expected an array"),
+        ("a text", r"render\(\) returned 'a text'; expected an array"),
+        (np.zeros(3), r"an array of float64 \[3\]; expected"),
+        (np.zeros((2, 3, 5), np.uint8), r"an array of uint8 \[2, 3, 5\]"),
+        (np.zeros((0, 3, 3), np.uint8), r"an array of uint8 \[0, 3, 3\]"),
+        (RGB.astype(np.uint16) * 256, "values from 0 to 65280; expected 0 to 255, or 0.0 to 1.0"),
+        (RGB / 255 - 0.5, "values from -127.5 to 127.5; expected"),
+        (np.full((2, 2), np.nan), "values from nan to nan"),
     ],
-    ids=str,
 )
-def test_what_is_no_frame_is_one_sentence(frame: Any, what: str) -> None:
-    with pytest.raises(UserError, match=rf"X-v0: render\(\) returned {what}.*; expected an image \[height, width, 3\]"):
-        rgb(frame, "X-v0")
+def test_what_is_no_picture_is_said(rendered: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pictures(rendered)
 
 
-def test_frames_of_another_size_are_cut_or_filled_up() -> None:
-    assert of_size(EXPECTED, 1, 3).tolist() == [[[0] * 3, [128] * 3, [0] * 3]]
+def test_frames_come_back_from_the_file(tmp_path: Path) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    (frame,) = pictures(np.full((31, 45), 0.5))
+    with mp4(tmp_path / "x.mp4", 30) as add:
+        for _ in range(5):
+            add(frame)
+    decode = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", tmp_path / "x.mp4"]
+    raw = subprocess.run([*decode, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"], capture_output=True, check=True).stdout
+    decoded = np.frombuffer(raw, np.uint8).reshape(5, 32, 46, 3)
+    assert (abs(decoded.astype(int) - 128) < 8).all()
 
 
-class Renders(gymnasium.Env):
-    """Odd, growing frames; fails at the frame asked for."""
-
-    observation_space, action_space = gymnasium.spaces.Box(0, 1, (1,)), gymnasium.spaces.Discrete(2)
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-
-    def __init__(self, render_mode: str | None = None, fails_at: int = -1) -> None:
-        self.render_mode, self.fails_at, self.num_frames = render_mode, fails_at, 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.num_steps = 0
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action: Any) -> Any:
-        self.num_steps += 1
-        return np.zeros(1, np.float32), 1.0, False, self.num_steps == 5, {}
-
-    def render(self) -> Any:
-        self.num_frames += 1
-        if self.num_frames == self.fails_at:
-            raise ValueError("no picture")
-        return np.full((51, 60 + self.num_frames), 0.5, dtype=np.float32)
+def test_frames_of_another_size_are_said(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with (
+        pytest.raises(ValueError, match="the frames change their size, from 4x4 to 4x8"),
+        mp4(tmp_path / "x.mp4", 30) as add,
+    ):
+        for width in (4, 8):
+            add(np.zeros((4, width, 3), np.uint8))
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if "Renders-v0" not in gymnasium.registry:
-        gymnasium.register("Renders-v0", Renders)
-    run_dir = tmp_path_factory.mktemp("runs") / "run"
-    assert train.main([*SHORT, "env.id=Renders-v0", "seeds=2", f"run_dir={run_dir}"]) == 0
-    return run_dir
-
-
-def test_each_member_has_a_video_of_its_own(run: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    arguments = [str(run), "--member", "all", "--episodes", "1", "--greedy", "--video", str(tmp_path), "--json"]
-    assert evaluate.main(arguments) == 0
-    output = capfd.readouterr()
-    assert len(json.loads(output.out)["members"]) == 2 and output.err.count("video: ") == 2
-    assert sorted(path.name.split("-seed")[0] for path in tmp_path.iterdir()) == [
-        "Renders-v0-member0",
-        "Renders-v0-member1",
-    ]
-
-
-@pytest.mark.parametrize("fails_at", [1, 3])
-def test_a_renderer_that_fails_takes_no_results_with_it(
-    run: Path, tmp_path: Path, fails_at: int, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Renders.__init__, "__defaults__", (None, fails_at))
-    assert evaluate.main([str(run), "--episodes", "1", "--video", str(tmp_path)]) == 2
-    output = capfd.readouterr()
-    assert "return per episode" in output.out and "sampled" in output.out
-    assert "Renders-v0 cannot be rendered: render raised ValueError: no picture" in output.err
-    assert "Traceback" not in output.err and list(tmp_path.iterdir()) == []
+def test_a_file_that_ffmpeg_did_not_write_whole_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(imageio_ffmpeg, "count_frames_and_secs", lambda path: (1, 0.1))
+    with pytest.raises(OSError, match="ffmpeg has written 1 of 2 frames"), video.mp4(tmp_path / "x.mp4", 30) as add:
+        for _ in range(2):
+            add(np.zeros((4, 4, 3), np.uint8))

@@ -24,6 +24,7 @@ Settings = dict[str, Any]  # dotted key: value
 
 class Greedy(BaseModel):
     mean: FiniteFloat
+    cut: int = 0
 
 
 class MemberResult(BaseModel):
@@ -61,6 +62,7 @@ class Replication:
     member: int
     seed: int
     final_return: float  # mean greedy return of the evaluation at the end
+    num_cut: int  # of its episodes
     curves: dict[str, Curve]  # by metric
 
 
@@ -122,7 +124,7 @@ def load_run(folder: Path, name: str | None = None) -> list[Entry]:
     run = Run(str(folder), result.env_steps, result.wall_seconds, result.versions)
     groups: dict[str, list[Replication]] = defaultdict(list)  # by settings, as JSON
     for m in result.members:
-        own = Replication(run, m.member, m.seed, m.greedy.mean, metrics.get(m.member, {}))
+        own = Replication(run, m.member, m.seed, m.greedy.mean, m.greedy.cut, metrics.get(m.member, {}))
         groups[json.dumps(member_with_new_keys(m.settings, values))].append(own)
     return [
         Entry(

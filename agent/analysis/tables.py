@@ -68,6 +68,9 @@ def notes(comparison: Comparison) -> list[str]:
         )
     if comparison.without_test:
         lines.append(f"{comparison.without_test}, and the intervals are too narrow")
+    for entry in comparison.entries:
+        if num_cut := sum(replication.num_cut for replication in entry.replications):
+            lines.append(f"{entry.label}: {num_cut} episodes at the end were cut (evaluation.max_episode_steps)")
     return lines
 
 

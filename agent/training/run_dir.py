@@ -78,15 +78,6 @@ def owner(run_dir: Path) -> str:
         return "one that has just begun"
 
 
-def require_there(run_dir: Path) -> None:
-    """UserError where the folder that this process writes to is no longer in its place."""
-    if not (run_dir / OWNER).exists():
-        raise UserError(
-            f"{run_dir}: was moved or removed while the run was writing to it; python train.py --resume FOLDER, with "
-            "the folder's new place, resumes the run from its last checkpoint"
-        )
-
-
 def require_new(run_dir: Path) -> None:
     """ConfigError where the folder holds a run."""
     if (run_dir / "config.yaml").exists():

@@ -14,7 +14,7 @@ import torch
 
 from agent.algorithms.base import require_updates
 from agent.config import Config
-from agent.evaluation import MODES, EpisodeProgress, evaluate_members, num_parallel_envs
+from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
 from agent.metrics import METRICS
 from agent.policy import MemberInfo, Policy, describe_policy
@@ -29,8 +29,8 @@ from agent.training.resume import checkpoint_of, is_finished
 from agent.training.run_dir import (
     make_run_dir,
     next_commands,
+    not_writable,
     require_new,
-    require_there,
     sole_writer,
     write_atomically,
 )
@@ -92,7 +92,8 @@ class Trainer:
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
         if self.has_checkpoints:
             self.env.record_actions_()
-        self.loop = TrainingLoop(config, self.env, self.device)
+        self.stop = StopSignals()
+        self.loop = TrainingLoop(config, self.env, self.device, self.stop.check)
         infos = [
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
@@ -113,6 +114,8 @@ class Trainer:
         self.saved_at: int | None = None
         self.updates_before_refill = 0  # until more are made the replay is too empty to inspect
         self.keeps_replay = True  # in checkpoints
+        self.is_between_steps = True  # a state within one is no state to resume
+        self.told_of_cut = False
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
         self.started = time.perf_counter()
 
@@ -121,17 +124,20 @@ class Trainer:
         if not resume:
             require_new(self.run_dir)
         checkpoint = checkpoint_of(config, self.run_dir, self.device.type) if resume else None
-        if checkpoint is not None:
-            self.restore(checkpoint)  # first: a run that cannot be resumed is left as it was
-        write_atomically(self.run_dir / "config.yaml", config.to_yaml())
-        (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
-        self.console = stack.enter_context(Console(config, self.env_steps))
+        try:
+            if checkpoint is not None:
+                self.restore(checkpoint)  # first: a run that cannot be resumed is left as it was
+            write_atomically(self.run_dir / "config.yaml", config.to_yaml())
+            (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
+        except OSError as error:
+            raise not_writable(self.run_dir, error) from error
+        self.console = stack.enter_context(Console(config))
         self.tracker = stack.enter_context(
             Tracker(self.run_dir, config, checkpoint and checkpoint.info, METRICS | dict(self.loop.learner.metrics))
         )
         self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
         stack.callback(self.checkpoints.wait)
-        self.stop = stack.enter_context(StopSignals())
+        stack.enter_context(self.stop)
         if checkpoint is not None:
             self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
         if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
@@ -171,13 +177,14 @@ class Trainer:
         except Stopped as stopped:
             raise self.leave(stopped) from None
         except OSError as error:
-            how = f"once it can, python train.py --resume {self.run_dir} continues the run"
-            raise UserError(f"{self.run_dir} cannot be written: {error}; {how}") from error
+            raise not_writable(self.run_dir, error) from error
 
     def run_iteration(self) -> None:
         clock = time.perf_counter()
         before = (self.loop.obs.clone(), self.loop.action.clone()) if self.callbacks.watch_steps else None
+        self.is_between_steps = False  # until it returns: a signal may end the compilation in it
         self.loop.run_iteration(self.env_steps)
+        self.is_between_steps = True
         self.env_steps += self.num_envs
         if self.milestones["log"].is_due(self.env_steps):
             self.loop.wait()
@@ -302,13 +309,24 @@ class Trainer:
 
     def leave(self, stopped: Stopped) -> Stopped:
         """Saves what is done; what to tell the user."""
-        if self.env_steps < self.config.total_env_steps:
+        has_ended = self.env_steps >= self.config.total_env_steps
+        if self.is_between_steps and not has_ended:
             self.save()
         self.checkpoints.wait()
-        how = f"saved; python train.py --resume {self.run_dir} continues the run"
+        when, how = "", f"saved; python train.py --resume {self.run_dir} continues the run"
+        if not self.is_between_steps:
+            when = " while programs were compiled"
+        if not self.is_between_steps or not self.checkpoints.last_was_written:
+            how = (
+                f"python train.py --resume {self.run_dir} continues at the last checkpoint, or starts over without one"
+            )
         if not self.has_checkpoints:
             how = "checkpoint.every_env_steps=null: there is no checkpoint to resume"
-        return Stopped(stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}; {how}")
+            if has_ended and (self.run_dir / "policy" / "final").exists():
+                how += f"; the policies are in {self.run_dir}/policy/final"
+        return Stopped(
+            stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}{when}; {how}"
+        )
 
     def log(self) -> None:
         """Writes the means since the last log line, of what there was in a member."""
@@ -331,7 +349,6 @@ class Trainer:
         self.write(rows)
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
-        require_there(self.run_dir)
         rows = [{} if member in self.failed else row for member, row in enumerate(rows)]
         self.tracker.write(self.env_steps, rows)
         self.console.update(self.env_steps, rows)
@@ -359,46 +376,71 @@ class Trainer:
 
     def evaluate_policy(self, env: VectorEnvironment, num_episodes: int) -> list[dict[str, Any]]:
         """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        self.take_over_policies()
-        numbers = (self.env_steps, num_episodes)
-        progress = EpisodeProgress(num_episodes * self.num_members * len(MODES), self.console.message)
+        progress = self.console.evaluation_progress()
 
-        def watch(num_done: int) -> None:
+        def before_step(done: int, total: int) -> None:
             self.stop.check()
-            progress(num_done)
+            progress(done, total)
 
-        limit = self.config.evaluation.max_episode_steps
-        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, max_episode_steps=limit, watch=watch)
+        self.take_over_policies()
+        numbers, limit = (self.env_steps, num_episodes), self.config.evaluation.max_episode_steps
+        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, limit, before_step)
         self.policy.record_evaluation_(self.env_steps, [member["greedy"]["mean"] for member in members])
+        if (num_cut := sum(member[mode]["cut"] for member in members for mode in MODES)) and not self.told_of_cut:
+            self.told_of_cut = True
+            logger.warning(
+                "%d episodes of the evaluation at step %d were cut after %d steps (evaluation.max_episode_steps); they "
+                "count with their return so far",
+                num_cut,
+                self.env_steps,
+                limit,
+            )
         return members
 
     def take_over_policies(self) -> None:
-        """The averaged policies of the members that have not failed."""
+        """The averaged policies of the members that are sound."""
         self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
 
     def finish(self) -> None:
         """Writes the final policy, evaluates it on fresh environments, writes its returns and result.json."""
         wall_seconds = time.perf_counter() - self.started
-        require_there(self.run_dir)
-        self.take_over_policies()
-        self.policy.save(self.run_dir / "policy" / "final")  # a long evaluation may be cut short
+        self.save_final_weights()  # now: the evaluation may take long, or be stopped
         num_episodes = self.config.evaluation.final_episodes
         with contextlib.closing(make_env(self.config, num_parallel_envs(num_episodes), self.device)) as env:
             members = self.evaluate_policy(env, num_episodes)
         for member, env_steps in self.failed.items():
             members[member]["failed_at_env_steps"] = env_steps
-        self.policy.save(self.run_dir / "policy" / "final")
-        for file, tensors in self.loop.learner.weights_to_save().items():
-            save_weights(tensors, self.run_dir / file)
         result = {
             "env_id": self.config.env.id,
             "env_steps": self.env_steps,
             "wall_seconds": wall_seconds,
+            "max_episode_steps": self.config.evaluation.max_episode_steps,
             "versions": self.versions,
             "members": members,
         }
-        write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
-        self.console.final_table(result, self.run_dir, next_commands(self.run_dir))
+        try:
+            self.tracker.require_in_place()
+            self.policy.save(self.run_dir / "policy" / "final")
+            write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
+        finally:
+            self.console.final_table(result)  # where they cannot be written they are shown nevertheless
+        self.tracker.summarize(
+            [
+                {} if i in self.failed else {f"eval/final_return_{mode}": member[mode]["mean"] for mode in MODES}
+                for i, member in enumerate(members)
+            ]
+        )
+        self.console.saved(self.run_dir, next_commands(self.run_dir))
+
+    def save_final_weights(self) -> None:
+        """Of policies and critics, before their last evaluation."""
+        self.tracker.require_in_place()
+        self.take_over_policies()
+        if self.policy.info.members[0].env_steps != self.env_steps:
+            self.policy.record_evaluation_(self.env_steps, [None] * self.num_members)
+        self.policy.save(self.run_dir / "policy" / "final")
+        for file, tensors in self.loop.learner.weights_to_save().items():
+            save_weights(tensors, self.run_dir / file)
 
 
 def without_replay(state: State) -> State:
