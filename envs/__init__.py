@@ -1,7 +1,7 @@
 """Worlds: Gymnasium environments of any discrete action space, as tensors. Imports nothing of `agent`."""
 
 from envs.errors import UserError
-from envs.factory import make
+from envs.factory import make, make_single
 from envs.frame_probe import find_frame_stack
 from envs.frame_stack import FrameStack
 from envs.gymnasium_adapter import GymnasiumAdapter
@@ -35,6 +35,7 @@ __all__ = [
     "VectorEnvironment",
     "find_frame_stack",
     "make",
+    "make_single",
     "space_from_json",
     "space_to_json",
 ]

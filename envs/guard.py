@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -45,6 +45,7 @@ class Guard(gymnasium.Wrapper):
         on_error: "stop" raises UserError where the environment raises, or returns what does not fit its spaces or is
             not finite; "restart" puts a new one in its place: the episode is truncated there.
         reward_weights: of an environment with several rewards, whose weighted sum is the reward.
+        remake: makes that new one, for "restart".
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Guard(gymnasium.Wrapper):
         action_mask_key: str | None,
         on_error: str,
         reward_weights: Sequence[float] | None = None,
+        remake: Callable[[], gymnasium.Env] | None = None,
     ) -> None:
         super().__init__(env)
+        self.remake = remake
         self.action_mask_key, self.restarts_on_error = action_mask_key, on_error == "restart"
         self.reward_weights = reward_weights
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
@@ -154,13 +157,12 @@ class Guard(gymnasium.Wrapper):
         if not self.restarts_on_error or never_fits:
             instead = "" if never_fits else " (env.on_error=restart continues with a new environment)"
             raise UserError(f"{what}{instead}") from error
-        if self.num_failures > MAX_FAILURES or self.env.spec is None:
+        if self.num_failures > MAX_FAILURES or self.remake is None:
             raise UserError(f"{what}, {self.num_failures} times in a row") from error
         logger.warning("%s; a new one is in its place", what)
-        spec = self.env.spec
         with contextlib.suppress(Exception):  # whatever is wrong with it
             self.env.close()
-        self.env = gymnasium.make(spec)
+        self.env = self.remake()
 
     def remember(self, obs: Any, info: dict[str, Any]) -> None:
         if self.restarts_on_error:

@@ -31,6 +31,45 @@ class Wordy(gymnasium.Env[Any, Any]):
         Wordy.closed = True
 
 
+class Needy(ScriptedEnv):
+    def __init__(self, df: Any, size: int, depth: int = 1) -> None:
+        super().__init__()
+
+
+class Broken(ScriptedEnv):
+    def __init__(self, how: str = "divides") -> None:
+        match how:
+            case "exit":
+                raise SystemExit("no display")
+            case "import":
+                import a_package_of_its  # noqa: F401
+        super().__init__((1 // 0,))
+
+
+def scripted_vector_env(num_envs: int) -> ScriptedVectorEnv:
+    return ScriptedVectorEnv(SCRIPTS[:1] * num_envs, AutoresetMode.NEXT_STEP)
+
+
+class Clipping(ScriptedVectorEnv):
+    """Clips rewards where nobody turns that off, as Atari's vector class does."""
+
+    def __init__(self, num_envs: int, reward_clipping: bool = True) -> None:
+        super().__init__(SCRIPTS[:1] * num_envs, AutoresetMode.NEXT_STEP)
+        self.clips = reward_clipping
+
+    def step(self, actions: Any) -> Any:
+        obs, reward, *rest = super().step(actions)
+        return obs, np.clip(reward, -1, 1) if self.clips else reward, *rest
+
+
+seen: list[bool] = []
+
+
+def _sees(reuse_obs: bool) -> ScriptedVectorEnv:
+    seen.append(reuse_obs)
+    return scripted_vector_env(1)
+
+
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """Gymnasium's registry, put back after the test."""
@@ -40,6 +79,14 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     gymnasium.register("Reusing-v0", ScriptedEnv, disable_env_checker=True, kwargs={"reuse_obs": True})
     gymnasium.register("Wordy-v0", Wordy)
     gymnasium.register("Wordless-v0", "a_package_not_installed:Wordless")
+    gymnasium.register("Needy-v0", Needy)
+    gymnasium.register("Broken-v0", Broken)
+    gymnasium.register("Number-v0", lambda: 3)
+    gymnasium.register("Limited-v0", ScriptedEnv, max_episode_steps=9, vector_entry_point=scripted_vector_env)
+    gymnasium.register("Alike-v0", ScriptedEnv, vector_entry_point=scripted_vector_env)
+    gymnasium.register("Unlike-v0", ScriptedEnv, vector_entry_point=lambda num_envs: CartPoleVectorEnv(num_envs))
+    gymnasium.register("Clipping-v0", ScriptedEnv, vector_entry_point=Clipping)
+    gymnasium.register("Other-v0", ScriptedEnv, vector_entry_point=lambda num_envs, reuse_obs=True: _sees(reuse_obs))
     gymnasium.register("OnlyVector-v0", vector_entry_point=lambda num_envs: ScriptedVectorEnv(SCRIPTS, None))
     return registered
 
@@ -66,6 +113,11 @@ def mode_of(adapter: GymnasiumAdapter | MemberEnvs) -> str:
         ("CartPole-v1", 30, {"num_members": 2}, "sync"),  # fifteen of a member
         ("CartPole-v1", 2, {"num_members": 2, "vectorization_mode": "async"}, "async"),
         ("Acrobot-v1", 16, {}, "sync"),
+        ("Alike-v0", 1, {}, "vector class"),
+        ("Alike-v0", 1, {"wrappers": ["gymnasium.wrappers:FlattenObservation"]}, "sync"),
+        ("Unlike-v0", 1, {}, "sync"),  # the vector class has other spaces
+        ("Clipping-v0", 1, {}, "sync"),  # and this one an argument that a single environment lacks
+        ("Limited-v0", 1, {}, "sync"),  # and this one no time limit
     ],
 )
 def test_mode_is_the_one_asked_for_or_the_fastest_that_fits(
@@ -215,7 +267,11 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "Wordy-v0 has observation space",
     ),  # its constructor's choice
     "no autoreset mode": ("OnlyVector-v0", {}, r"OnlyVector-v0: .* metadata\['autoreset_mode'\] = None"),
-    "kwarg of neither": ("OnlyVector-v0", {"kwargs": {"x": 1}}, "OnlyVector-v0 has only a vector class"),
+    "kwarg of neither": (
+        "OnlyVector-v0",
+        {"kwargs": {"x": 1}},
+        "OnlyVector-v0 does not know env.kwargs x; it takes: none",
+    ),
     "own setting": ("CartPole-v1", {"kwargs": {"num_envs": 3}}, "env.kwargs must not contain num_envs"),
     "no frames": (
         "Probe/Choice-v0",
@@ -264,7 +320,7 @@ def test_every_members_vector_class_is_closed(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(CartPoleVectorEnv, "close", lambda env: closed.append(env))
     adapter = make("CartPole-v1", 32, num_members=2)
     adapter.close()
-    assert [env.unwrapped for env in closed] == [member.vector_env.unwrapped for member in adapter.members]
+    assert closed[-2:] == [member.vector_env.unwrapped for member in adapter.members]  # before, one to look at
 
 
 def test_refused_environment_is_closed() -> None:
@@ -282,3 +338,41 @@ def test_narrower_bounds_do_not_warn() -> None:
 
     gymnasium.register("Narrow-v0", make_env)
     make("Narrow-v0", 1).close()
+
+
+@pytest.mark.parametrize("mode", ["auto", "sync", "vector_entry_point"])
+def test_rewards_are_the_environments_own_in_every_mode(mode: str) -> None:
+    env = make("Clipping-v0", 1, vectorization_mode=mode)
+    env.reset([0])
+    rewards = [env.step(torch.zeros(1, 1, dtype=torch.int64)).reward.item() for _ in range(3)]
+    env.close()
+    assert rewards == [0, 1, 2]  # 2 would be clipped to 1
+
+
+def test_a_vector_class_has_the_arguments_of_a_single_environment() -> None:
+    seen.clear()
+    make("Other-v0", 1, vectorization_mode="vector_entry_point").close()
+    assert seen == [False]  # as ScriptedEnv's own default
+
+
+def test_members_are_closed_where_a_later_one_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    closed: list[Any] = []
+
+    def third_fails(num_envs: int) -> ScriptedVectorEnv:
+        if len(made) == 3:
+            raise OSError("no more sockets")
+        made.append(scripted_vector_env(num_envs))
+        return made[-1]
+
+    monkeypatch.setattr(ScriptedVectorEnv, "close", lambda env: closed.append(env))
+    gymnasium.register("Third-v0", vector_entry_point=third_fails)
+    with pytest.raises(UserError, match="Third-v0 cannot be made: OSError: no more sockets"):
+        make("Third-v0", 4, num_members=4)
+    assert len(made) == 3 and set(map(id, closed)) == set(map(id, made))
+
+
+@pytest.mark.parametrize("env_id", ["Broken-v0", "Needy-v0"])
+def test_processes_report_a_failing_constructor_as_the_others_do(env_id: str) -> None:
+    with pytest.raises(UserError, match=f"{env_id} (cannot be made|needs)"):
+        make(env_id, 2, vectorization_mode="async")
