@@ -12,7 +12,6 @@ from pydantic.fields import FieldInfo
 from agent import yaml12
 from agent.config_fields import (
     NOT_LEARNING,
-    OWN_CLASS,
     PER_MEMBER,
     Kwargs,
     Pair,
@@ -23,6 +22,7 @@ from agent.config_fields import (
     read_by,
     require_kind,
 )
+from envs.importing import OWN_CLASS
 from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
@@ -31,15 +31,52 @@ ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
 
-class EnvConfig(Section):
-    id: str = Field(description="Gymnasium id, or module:Id to import the module that registers it first")
-    num_envs: int = Field(1, ge=1, description="environments of each member, stepped side by side")
+class WrapperConfig(Section):
+    name: str
+    kwargs: Kwargs = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def a_name_alone_has_no_kwargs(cls, value: Any) -> Any:
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("name")
+    @classmethod
+    def name_is_of_a_class(cls, name: str) -> str:
+        if not OWN_CLASS.fullmatch(name):
+            raise ValueError(
+                f"env.wrappers: got {name!r}, must be module:Class, for example gymnasium.wrappers:FlattenObservation"
+            )
+        return name
+
+
+class EnvSettings(Section):
+    """All that makes an environment what it is. A policy keeps them."""
+
+    id: str = Field(
+        description="Gymnasium id; or module:Id, or folder/file.py:Id, to import first what registers it. A module is "
+        "looked for among the installed ones, then in the current folder"
+    )
     kwargs: Kwargs = Field({}, description="keyword arguments of the environment's constructor")
     action_bins: int | None = Field(
         None, ge=2, description="choices per dimension of a Box action space, ends included"
     )
+    wrappers: list[WrapperConfig] = Field(
+        [],
+        description="wrappers of each single environment, the innermost first: module:Class or folder/file.py:Class of "
+        "a gymnasium.Wrapper, or {name: module:Class, kwargs: {…}}. With wrappers no vector class is used",
+    )
+    preprocessing: Literal["auto", "none", "atari"] = Field(
+        "auto",
+        description="before the wrappers; atari: 84x84 grey frames, four of them stacked, each action repeated for "
+        "four frames, up to 30 no-ops at a reset, sticky actions as the id has them (v5: 0.25), rewards not clipped, a "
+        "lost life does not end an episode; for other values, none and env.wrappers. auto: atari for ids of ALE whose "
+        "observations are frames, none for others",
+    )
     vectorization_mode: Literal["auto", "sync", "async", "vector_entry_point"] = Field(
-        "auto", description="auto: the environment's own vector version where it has one, else sync"
+        "auto",
+        description="auto: the environment's own vector class where it has one with the same arguments and spaces, "
+        "else sync; vector_entry_point: its own vector class, which takes no env.wrappers",
     )
     on_error: Literal["stop", "restart"] = Field(
         "stop",
@@ -61,6 +98,24 @@ class EnvConfig(Section):
         "are never taken, nor count in the critic's target. Bool or int8; [n] for Discrete; [sum of n_k], or an array "
         "[n_k] for each factor, for MultiDiscrete; [2n] or [n, 2] for MultiBinary; null: masks are ignored",
     )
+
+    @model_validator(mode="after")
+    def wrappers_need_single_environments(self) -> "EnvSettings":
+        if self.wrappers and self.vectorization_mode == "vector_entry_point":
+            raise ValueError(
+                "env.vectorization_mode: got 'vector_entry_point', but env.wrappers are put around single "
+                "environments; use auto, sync or async"
+            )
+        return self
+
+    def for_make(self) -> dict[str, Any]:
+        """As arguments of envs.make."""
+        settings = self.model_dump(exclude={"num_envs"})
+        return {"env_id": settings.pop("id"), **settings}
+
+
+class EnvConfig(EnvSettings):
+    num_envs: int = Field(1, ge=1, description="environments of each member, stepped side by side")
 
 
 class ScheduleConfig(Section):
@@ -326,6 +381,11 @@ class Config(Section):
     network: NetworkConfig = NetworkConfig()
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
     normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
+    clip_reward: float | None = Field(
+        None,
+        gt=0,
+        description="learn from rewards clipped to [-clip_reward, clip_reward]; returns are reported as they are",
+    )
     gamma: float = Field(0.99, ge=0, lt=1, description="discount per environment step", json_schema_extra=PER_MEMBER)
     max_grad_norm: float = Field(10.0, gt=0, description="largest L2 norm of each network's gradient, per member")
 

@@ -1,8 +1,6 @@
 """What settings are made of: their types beyond pydantic's, what is known of them, and the messages about them."""
 
 import difflib
-import importlib
-import re
 from collections.abc import Sequence
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -20,9 +18,9 @@ from pydantic import (
 from pydantic_core import CoreSchema, core_schema
 
 from envs.errors import UserError
+from envs.importing import import_attribute
 
 Value = int | float | list[int | float]  # of a setting that `sweep` may vary: a number, or a pair of them
-OWN_CLASS = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")  # module:Class
 
 # What is known of a setting besides its type, as json_schema_extra of its field or of its section's:
 PER_MEMBER: dict[str, Any] = {"per_member": True}  # `sweep` may give each member a value of its own
@@ -134,12 +132,11 @@ Kwargs = Annotated[dict[str, Any], AfterValidator(require_json)]  # of an enviro
 
 
 def imported(setting: str, name: str) -> Any:
-    """What "module:Class" names. Imports the module; ConfigError where it does not exist."""
-    module, _, attribute = name.partition(":")
+    """What "module:Class" or "folder/file.py:Class" names. Imports it; ConfigError where it does not exist."""
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{setting}: got '{name}', which cannot be imported: {error}") from None
+        return import_attribute(name)
+    except UserError as error:
+        raise ConfigError(f"{setting}: got '{name}', which cannot be imported: {error}") from error
 
 
 ELSEWHERE = {  # what settings are called by other libraries

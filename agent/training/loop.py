@@ -139,11 +139,12 @@ class TrainingLoop:
     def store(self) -> None:
         """Takes in what came of the actions."""
         step = Step(*(self.by_member(x) for x in self.transition))
+        learned = step if (c := self.config.clip_reward) is None else step._replace(reward=step.reward.clamp(-c, c))
         if self.mask is None or self.env.masks is None:
-            self.learner.store(self.obs, self.action, step)
+            self.learner.store(self.obs, self.action, learned)
         else:
             masks = Masks(self.mask, self.by_member(self.env.masks.next_obs))
-            self.learner.store(self.obs, self.action, step, masks)
+            self.learner.store(self.obs, self.action, learned, masks)
             self.mask.copy_(self.by_member(self.env.masks.obs))
         self.normalizer.update_(step.obs, step.valid)
         self.episodes.update_(step)

@@ -9,6 +9,7 @@ import envs
 from agent.config import Config
 from agent.config_fields import ConfigError
 from envs import VectorEnvironment
+from envs.preprocessing import preprocessing_in_force
 
 
 def select_device(config: Config) -> torch.device:
@@ -26,17 +27,14 @@ def select_device(config: Config) -> torch.device:
 
 def make_env(config: Config, num_envs: int, device: torch.device) -> VectorEnvironment:
     """`num_envs` environments for each member."""
-    env, num_members = config.env, len(config.members())
-    return envs.make(
-        env.id,
-        num_members * num_envs,
-        num_members=num_members,
-        kwargs=env.kwargs,
-        action_bins=env.action_bins,
-        vectorization_mode=env.vectorization_mode,
-        device=device,
-        action_mask_key=env.action_mask_key,
-        on_error=env.on_error,
-        timeout_seconds=env.timeout_seconds,
-        reward_weights=env.reward_weights,
-    )
+    num_members = len(config.members())
+    return envs.make(num_envs=num_members * num_envs, num_members=num_members, device=device, **config.env.for_make())
+
+
+def in_force(config: Config) -> tuple[Config, str]:
+    """The config with the preprocessing that `auto` stands for; and what it does, for people: empty for nothing."""
+    env, clip = config.env, config.clip_reward
+    found, done = preprocessing_in_force(env.id, env.kwargs, env.preprocessing)
+    learned = "" if clip is None else f"rewards clipped to [-{clip:g}, {clip:g}] for the learner, not in returns"
+    resolved = config.model_copy(update={"env": env.model_copy(update={"preprocessing": found})})
+    return resolved, "; ".join(filter(None, [done, learned]))
