@@ -5,6 +5,7 @@ import contextlib
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -17,7 +18,7 @@ from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
 from agent.config import MAX_EPISODE_STEPS, MAX_SEED
-from agent.config_loader import load_config
+from agent.config_loader import load_config, parse_override, put
 from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.tables import results_table
@@ -30,6 +31,7 @@ EXAMPLES = """examples:
   python evaluate.py runs/x --video videos           an MP4 of one greedy episode
   python evaluate.py runs/x --gradients              bias and variance of every gradient estimator on this policy
   python evaluate.py runs/x --env my_package:My-v1   imports my_package, which registers the environment
+  python evaluate.py runs/x env.kwargs.level=2       other values for settings of the environment it was trained in
 """
 
 
@@ -41,6 +43,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
+    parser.add_argument(
+        "settings", nargs="*", metavar="env.key=value", help="settings of the environment that replace the policy's"
+    )
     parser.add_argument("--member", default="best", type=member, help="number, best (default) or all")
     parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
     parser.add_argument("--episodes", default=100, type=positive, help="episodes of each mode (default: 100)")
@@ -67,8 +72,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--network", metavar="module:Class", help="the network of your own that the policy names, to allow its import"
     )
-    parser.add_argument("--trust", action="store_true", help="allow the import of whatever network the policy names")
-    options = parser.parse_args(arguments)
+    parser.add_argument("--trust", action="store_true", help="allow the import of whatever modules the policy names")
+    options = parser.parse_intermixed_args(arguments)
     if options.gradients and (options.weights == "best" or options.greedy or options.sampled or options.video):
         parser.error("--gradients measures the last weights' gradients, on actions drawn; leave the other options out")
     return options
@@ -84,10 +89,26 @@ def load(options: argparse.Namespace) -> Policy:
     )
 
 
+def changes_of(options: argparse.Namespace, policy: Policy) -> dict[str, Any]:
+    """Settings of the environment that are not to be the policy's."""
+    values: dict[str, Any] = {"env": policy.info.env.model_dump()}
+    changed = set()
+    for key, value in map(parse_override, options.settings):
+        if not key.startswith("env."):
+            raise UserError(
+                f"command line: '{key}': evaluate.py changes settings of the environment alone, env.key=value"
+            )
+        put(values, key, value)
+        changed.add(key.split(".")[1])
+    changes = {name: values["env"][name] for name in changed}
+    return changes if options.env is None else changes | {"id": options.env}
+
+
 def report_returns(options: argparse.Namespace) -> None:
     """A table, or JSON, of the returns of each member; then videos where they are asked for."""
     policy = load(options)
-    env_id = options.env or policy.trusted_env_id()
+    changes = changes_of(options, policy)
+    env_id = changes.get("id", policy.info.env.id)
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
     limit = options.max_episode_steps
     members = evaluate(
@@ -96,7 +117,7 @@ def report_returns(options: argparse.Namespace) -> None:
         max_episode_steps=limit,
         seed=options.seed,
         modes=modes,
-        env_id=env_id,
+        env=changes,
         before_step=EpisodeProgress(lambda text: print(text, file=sys.stderr)),
     )
     console, env_steps = Console(), policy.info.members[0].env_steps
@@ -108,7 +129,7 @@ def report_returns(options: argparse.Namespace) -> None:
         console.print(results_table(members))
     for i in range(policy.num_members if options.video else 0):
         member = policy.select([i])
-        with contextlib.closing(make_env(member, 1, env_id, render_mode="rgb_array")) as env:
+        with contextlib.closing(make_env(member, 1, changes=changes, render_mode="rgb_array")) as env:
             video = record(member, env, options.video, options.seed, sampled=modes[0] == "sampled", max_steps=limit)
         if not options.json:
             cut = f" (cut after {limit} steps)" if video.was_cut else ""
@@ -122,9 +143,9 @@ def report_gradients(options: argparse.Namespace) -> None:
     config = load_config(run / "config.yaml")
     torch.set_num_threads(config.num_threads)
     critics = load_critics(run, config, policy)
-    env_id = options.env or policy.trusted_env_id()
-    with contextlib.closing(make_env(policy, num_parallel_envs(options.episodes), env_id)) as env:
-        policy.check_fits(env)
+    changes = changes_of(options, policy)
+    env_id = changes.get("id", policy.info.env.id)
+    with contextlib.closing(make_env(policy, num_parallel_envs(options.episodes), changes=changes)) as env:
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
     if options.json:

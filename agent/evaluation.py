@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,7 @@ def evaluate(
     seed: int = 0,
     modes: Sequence[str] = MODES,
     env_id: str | None = None,
+    env: Mapping[str, Any] | None = None,
     network: str | None = None,
     trust: bool = False,
     before_step: "BeforeStep" = lambda done, total: None,
@@ -48,7 +49,8 @@ def evaluate(
         seed: of environments and draws.
         modes: greedy, sampled or both.
         env_id: another environment with the same spaces; `module:Id` imports the module.
-        network, trust: as `Policy.load` takes them, to allow the import of a network of your own.
+        env: other values for settings of the environment, as {"vectorization_mode": "sync"}.
+        network, trust: as `Policy.load` takes them, to allow the import of what is your own.
         before_step: called before each step of all environments with the episodes done and those asked for; may raise.
 
     Raises:
@@ -69,25 +71,35 @@ def evaluate(
         if isinstance(run, Policy)
         else Policy.load(run, member=member, weights=weights, network=network, trust=trust)
     )
-    with contextlib.closing(make_env(policy, num_parallel_envs(episodes), env_id)) as env:
-        policy.check_fits(env)
-        return evaluate_members(policy, env, episodes, [seed], modes, max_episode_steps, before_step)
+    changes = {**(env or {}), **({} if env_id is None else {"id": env_id})}
+    with contextlib.closing(make_env(policy, num_parallel_envs(episodes), trust=trust, changes=changes)) as made:
+        return evaluate_members(policy, made, episodes, [seed], modes, max_episode_steps, before_step)
 
 
-def make_env(policy: Policy, num_envs: int, env_id: str | None = None, **settings: Any) -> VectorEnvironment:
-    """`num_envs` environments for each member of a policy, of the kind that it was trained in.
+def make_env(
+    policy: Policy,
+    num_envs: int,
+    *,
+    trust: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    render_mode: str | None = None,
+) -> VectorEnvironment:
+    """`num_envs` environments for each member of a policy, as it was trained in, with other values for some settings.
 
-    Where the policy's own id would import a module, the user must name it.
+    PolicyError where its file alone names a module to import (`Policy.env_settings`), or where the spaces differ.
     """
-    return envs.make(
-        env_id or policy.trusted_env_id(),
-        policy.num_members * num_envs,
+    env = envs.make(
+        num_envs=policy.num_members * num_envs,
         num_members=policy.num_members,
-        kwargs=policy.info.env_kwargs,
-        action_bins=policy.info.action_bins,
-        action_mask_key=policy.info.action_mask_key,
-        **settings,
+        render_mode=render_mode,
+        **policy.env_settings(trust=trust, **(changes or {})).for_make(),
     )
+    try:
+        policy.check_fits(env)
+    except UserError:
+        env.close()
+        raise
+    return env
 
 
 BeforeStep = Callable[[int, int], None]  # of an evaluation's episodes, those done and all

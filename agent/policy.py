@@ -1,20 +1,23 @@
 """A trained policy: acting on observations as the environment gives them, saving and loading without pickle."""
 
 import json
-import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import gymnasium
 import numpy as np
 import torch
+from gymnasium import spaces
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config
-from agent.config_fields import Value
+from agent.commands import command
+from agent.config import Config, EnvSettings
+from agent.config_fields import Section, Value
+from agent.config_loader import describe
 from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor
@@ -22,8 +25,9 @@ from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer
 from agent.seeding import member_seeds
 from agent.weights import in_new_format, load_weights, save_weights
-from envs import VectorEnvironment
+from envs import VectorEnvironment, make_single
 from envs.errors import UserError
+from envs.importing import OWN_CLASS, is_ours
 from envs.masks import MaskReader
 from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
@@ -52,7 +56,7 @@ class BuiltInKwargs(BaseModel):
 
 class NetworkInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Annotated[str, Field(pattern=rf"^({BUILT_IN}|[\w.]+:\w+)$")]
+    name: Annotated[str, Field(pattern=rf"^({BUILT_IN}|{OWN_CLASS.pattern})$")]
     kwargs: dict[str, Any]
 
     @model_validator(mode="after")
@@ -66,17 +70,25 @@ class PolicyInfo(BaseModel):
     """policy.json: all that is needed to use the weights, besides the weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
-    format: Literal[3] = 3
+    format: Literal[4] = 4
     algorithm: str
-    env_id: str
-    env_kwargs: dict[str, Any]
+    env: EnvSettings
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    action_bins: int | None
     action_mask_key: str | None = None  # of info, where the mask is that the policy needs; none: it needs none
     network: NetworkInfo
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
+
+    def names(self) -> list[str]:
+        """Of all that using the policy imports."""
+        return [self.network.name, self.env.id, *(wrapper.name for wrapper in self.env.wrappers)]
+
+
+class WithEnv(Section):
+    """Settings of an environment under the keys that a config has."""
+
+    env: EnvSettings
 
 
 class Policy:
@@ -89,10 +101,18 @@ class Policy:
     `choose` is the same on tensors, for all members at once.
     """
 
-    def __init__(self, info: PolicyInfo, device: torch.device | str = "cpu") -> None:
-        self.info = info
+    def __init__(
+        self,
+        info: PolicyInfo,
+        device: torch.device | str = "cpu",
+        *,
+        source: str | Path = "RUN",
+        trust: bool = False,
+    ) -> None:
+        """`source`: where it was loaded from. `trust`: whether what it names may be imported."""
+        self.info, self.source, self.trust = info, source, trust
         self.observations = FlatObservations(space_from_json(info.observation_space))
-        self.factored = FactoredActions(space_from_json(info.action_space), info.action_bins)
+        self.factored = FactoredActions(space_from_json(info.action_space), info.env.action_bins)
         self.mask_reader = MaskReader(self.factored)
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
@@ -211,14 +231,14 @@ class Policy:
             member: one by number, the one with the highest evaluation, or all of them.
             weights: of a run folder, those at the end of training or those of each member's best evaluation.
             network: the "module:Class" that the policy's file names, to allow its import.
-            trust: allows the import of whatever the file names.
+            trust: allows the import of whatever the file names: network, environment, wrappers.
         """
         folder = find_policy(Path(path), weights)
         info = read_info(folder)
-        require_trust(info.network.name, path, network, trust)
+        require_network(info, path, network, trust)
         keep = chosen_members(info, member, folder)
         try:
-            policy = cls(info)
+            policy = cls(info, source=path, trust=trust)
         except UserError as error:
             raise PolicyError(f"{folder / 'policy.json'}: {error}") from None
         weights_file = folder / "weights.safetensors"
@@ -233,29 +253,66 @@ class Policy:
             tensor.copy_(stored[name])
         return policy.select(keep)
 
-    def trusted_env_id(self) -> str:
-        """Where it was trained; refused where that would import a module, which only the user may ask for."""
-        if ":" in self.info.env_id:
-            module = self.info.env_id.split(":")[0]
-            raise PolicyError(
-                f"this policy names the environment '{self.info.env_id}', which imports the Python module '{module}'; "
-                f"if you trust it, say so: --env {shlex.quote(self.info.env_id)}"
-            )
-        return self.info.env_id
+    def make_env(
+        self, render_mode: str | None = None, *, trust: bool = False, **changes: Any
+    ) -> gymnasium.Env[Any, Any]:
+        """One environment as the policy was trained in, with its arguments, wrappers and preprocessing.
+
+        Args:
+            trust: allows the import of whatever the policy's file names.
+            changes: other values for the settings under env., for example wrappers=[...] or id="my_package:MyEnv-v0".
+
+        Raises:
+            PolicyError: a module would be imported that only the file names, or the environment does not fit.
+        """
+        made = self.env_settings(trust=trust, **changes).for_make()
+        arguments = {key: made[key] for key in ("env_id", "kwargs", "wrappers", "preprocessing")}
+        env = make_single(render_mode=render_mode, **arguments)
+        try:
+            self.check_spaces(env.observation_space, env.action_space, arguments["env_id"])
+        except PolicyError:
+            env.close()
+            raise
+        return env
+
+    def env_settings(self, *, trust: bool = False, **changes: Any) -> EnvSettings:
+        """The settings of its environment, with other values for some.
+
+        PolicyError where they are none, or where a module would be imported that the policy's file names and the user
+        does not: neither in `changes` nor by `trust`.
+        """
+        try:
+            settings = WithEnv.model_validate({"env": self.info.env.model_dump() | changes}).env
+        except ValidationError as error:
+            raise PolicyError("\n".join(describe(fault, lambda _: "environment") for fault in error.errors())) from None
+        if not (trust or self.trust):
+            named = {} if "id" in changes else {"environment": [settings.id]}
+            if "wrappers" not in changes:
+                named["wrapper"] = [wrapper.name for wrapper in settings.wrappers]
+            require_trust(self.info, self.source, named)
+        return settings
 
     def check_fits(self, env: VectorEnvironment) -> None:
         """PolicyError where the environment's spaces are not those of the policy."""
+        self.check_spaces(env.observations.space, env.actions.space, env.spec_id)
+
+    def check_spaces(self, observation_space: spaces.Space, action_space: spaces.Space, env_id: str) -> None:
         for what, own, other in (
-            ("observations", self.observations.space, env.observations.space),
-            ("actions", self.factored.space, env.actions.space),
+            ("observations", self.observations.space, observation_space),
+            ("actions", self.factored.space, action_space),
         ):
             if own != other:
-                raise PolicyError(f"this policy has {what} {own}, but {env.spec_id} has {other}")
+                hint = ""
+                if self.info.env.id.rpartition(":")[2] == env_id.rpartition(":")[2]:
+                    hint = "; settings under env. change what it gives: kwargs, wrappers, preprocessing"
+                if hint and self.info.env.vectorization_mode == "vector_entry_point":
+                    hint = "; it was trained in the vector class, a single environment differs" + hint[1:]
+                raise PolicyError(f"this policy has {what} {own}, but {env_id} has {other}{hint}")
 
     def select(self, members: list[int]) -> "Policy":
         """The policy of some members alone."""
         info = self.info.model_copy(update={"members": [self.info.members[i] for i in members]})
-        selected = Policy(info, self.streams.key.device)
+        selected = Policy(info, self.streams.key.device, source=self.source, trust=self.trust)
         for name, tensor in selected.tensors().items():
             tensor.copy_(self.tensors()[name][members])
         return selected
@@ -265,11 +322,9 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
     """What policy.json says of policies trained in `env`, which has been reset."""
     return PolicyInfo(
         algorithm=config.algorithm,
-        env_id=config.env.id,
-        env_kwargs=config.env.kwargs,
+        env=EnvSettings.model_validate(config.env.model_dump(exclude={"num_envs"})),
         observation_space=space_to_json(env.observations.space),
         action_space=space_to_json(env.actions.space),
-        action_bins=config.env.action_bins,
         action_mask_key=None if env.masks is None else config.env.action_mask_key,
         network=NetworkInfo(**network_spec(config, config.actor.layer_norm)._asdict()),
         normalize_obs=config.normalize_obs,
@@ -299,24 +354,55 @@ def read_info(folder: Path) -> PolicyInfo:
 
 
 def info_in_new_format(info: Any) -> Any:
-    """policy.json of format 2 in format 3: it knew the built-in network only."""
-    if not isinstance(info, dict) or info.get("format", 2) != 2 or "network" in info:
+    """policy.json of format 2 or 3 in format 4.
+
+    Format 2 knew the built-in network only, format 3 the environment's id, arguments and bins only.
+    """
+    if not isinstance(info, dict):
         return info
-    kwargs = {"hidden_sizes": info.get("hidden_sizes"), "layer_norm": info.get("layer_norm", False)}
-    kept = {key: value for key, value in info.items() if key not in kwargs}
-    return kept | {"format": 3, "network": {"name": BUILT_IN, "kwargs": kwargs}}
+    if info.get("format", 2) == 2 and "network" not in info:
+        kwargs = {"hidden_sizes": info.get("hidden_sizes"), "layer_norm": info.get("layer_norm", False)}
+        info = {key: value for key, value in info.items() if key not in kwargs}
+        info |= {"format": 3, "network": {"name": BUILT_IN, "kwargs": kwargs}}
+    if info.get("format") == 3 and "env" not in info:
+        of_env = {"env_id": "id", "env_kwargs": "kwargs", "action_bins": "action_bins"}
+        env = {new: info[old] for old, new in of_env.items() if old in info}
+        if (key := info.get("action_mask_key")) is not None:
+            env["action_mask_key"] = key
+        info = {key: value for key, value in info.items() if key not in of_env} | {"format": 4, "env": env}
+    return info
 
 
-def require_trust(name: str, path: str | Path, network: str | None, trust: bool) -> None:
+def require_network(info: PolicyInfo, path: str | Path, network: str | None, trust: bool) -> None:
     """PolicyError where a file names a network of the user's own and the user did not."""
+    name = info.network.name
     if network is not None and network != name:
         raise PolicyError(f"{path}: the policy's network is '{name}', not '{network}'")
-    if name != BUILT_IN and network is None and not trust:
-        module = name.split(":")[0]
-        raise PolicyError(
-            f"this policy names the network '{name}', which imports the Python module '{module}'; if you trust it, "
-            f"allow it: python evaluate.py {shlex.quote(str(path))} --network {name}"
-        )
+    if network is None and not trust:
+        require_trust(info, path, {"network": [name]})
+
+
+def require_trust(info: PolicyInfo, path: str | Path, named: Mapping[str, Sequence[str]]) -> None:
+    """PolicyError where these names, by what they name, are of modules that are neither Gymnasium's nor ours."""
+    foreign = [(what, name) for what, names in named.items() for name in names if not may_be_imported(name)]
+    if not foreign:
+        return
+    wrappers = [wrapper.name for wrapper in info.env.wrappers]
+    options = ["--trust"]
+    if all(map(may_be_imported, wrappers)):  # each thing can be named
+        of = {"--network": info.network.name, "--env": info.env.id}
+        options = [text for option, name in of.items() if not may_be_imported(name) for text in (option, name)]
+    what, name = foreign[0]
+    raise PolicyError(
+        f"this policy names the {what} '{name}', which imports the Python module '{name.rpartition(':')[0]}'; if you "
+        f"trust it, allow it: {command('evaluate.py', path, *options)} (in Python: trust=True)"
+    )
+
+
+def may_be_imported(name: str) -> bool:
+    """Whether a file alone may name it: a plain id, a class of Gymnasium's or ours that writes no files."""
+    module, _, attribute = name.rpartition(":")
+    return not module or (is_ours(module) and attribute != "RecordVideo")
 
 
 def chosen_members(info: PolicyInfo, member: int | str, folder: Path) -> list[int]:

@@ -10,8 +10,8 @@ torch.set_num_threads(1)  # the tests run side by side
 
 WHOLE_RUNS = {  # tests of runs from end to end: `make test-fast` leaves them out, and shapes are not checked in them
     "test_benchmarks", "test_comparison", "test_evaluation", "test_extending", "test_failures", "test_filters",
-    "test_gradient_report", "test_plan", "test_public_names", "test_report", "test_resume", "test_scripts",
-    "test_tabular", "test_trainer",
+    "test_gradient_report", "test_plan", "test_policy_environment", "test_public_names", "test_report",
+    "test_resume", "test_scripts", "test_tabular", "test_trainer",
 }  # fmt: skip
 
 

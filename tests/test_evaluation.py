@@ -13,6 +13,7 @@ from test_policy import make_policy
 
 import envs
 from agent import Policy, evaluate
+from agent.config import EnvSettings
 from agent.evaluation import EpisodeProgress, evaluate_members, num_parallel_envs, run_episodes, summary
 from envs import GymnasiumAdapter, UserError
 
@@ -152,8 +153,8 @@ def test_evaluate_says_what_is_wrong(arguments: dict, message: str, folder: Path
 
 def test_only_the_user_may_name_an_environment_that_imports_a_module(folder: Path) -> None:
     policy = Policy.load(folder)
-    policy.info = policy.info.model_copy(update={"env_id": "scripted_env:CartPole-v1"})
-    with pytest.raises(UserError, match="which imports the Python module 'scripted_env'; if you trust it, say so"):
+    policy.info = policy.info.model_copy(update={"env": EnvSettings(id="scripted_env:CartPole-v1")})
+    with pytest.raises(UserError, match="which imports the Python module 'scripted_env'; if you trust it, allow it"):
         evaluate(policy, episodes=1)
     assert len(evaluate(policy, episodes=1, env_id="scripted_env:CartPole-v1")) == 1
 

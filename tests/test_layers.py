@@ -13,6 +13,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.config",
         "agent.action_space",
         "agent.bootstrap",
+        "agent.commands",
         "agent.metrics",
         "agent.exit_codes",
         "agent.seeding",

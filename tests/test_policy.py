@@ -11,6 +11,7 @@ from gymnasium import spaces
 
 import envs
 from agent import Policy, PolicyError
+from agent.config import EnvSettings
 from agent.policy import MemberInfo, NetworkInfo, PolicyInfo
 from agent.weights import save_weights
 from envs import space_to_json
@@ -22,11 +23,9 @@ def make_policy(
     """An untrained policy whose weights differ from member to member."""
     info = PolicyInfo(
         algorithm="gumbel_actor_critic",
-        env_id="CartPole-v1",
-        env_kwargs={},
+        env=EnvSettings(id="CartPole-v1", action_bins=bins),
         observation_space=space_to_json(observation_space),
         action_space=space_to_json(action_space),
-        action_bins=bins,
         network=NetworkInfo(**MLP),
         normalize_obs=True,
         members=[
@@ -182,9 +181,9 @@ def test_policy_for_another_action_space_is_refused() -> None:
 
 def test_environment_that_imports_a_module_is_refused_unless_asked_for() -> None:
     policy = make_policy(OBS, spaces.Discrete(2))
-    policy.info = policy.info.model_copy(update={"env_id": "malicious:Env-v0"})
+    policy.info = policy.info.model_copy(update={"env": EnvSettings(id="malicious:Env-v0")})
     with pytest.raises(PolicyError, match="--env malicious:Env-v0"):
-        policy.trusted_env_id()
+        policy.env_settings()
 
 
 @pytest.mark.parametrize("layer_norm", [False, True])
@@ -207,8 +206,10 @@ def test_a_policy_of_format_2_is_read(tmp_path: Path, layer_norm: bool) -> None:
             old[f"actor.{'scale' if kind == 'weight' else 'shift'}{int(layer) // step}"] = tensor.unsqueeze(1)
     save_weights(old, tmp_path / "weights.safetensors")
     info = json.loads((tmp_path / "policy.json").read_text())
-    info = {key: value for key, value in info.items() if key != "network"} | kwargs | {"format": 2}
+    info = {key: value for key, value in info.items() if key not in ("network", "env")} | kwargs | {"format": 2}
+    info |= {"env_id": "CartPole-v1", "env_kwargs": {"sutton_barto_reward": True}, "action_bins": None}
     (tmp_path / "policy.json").write_text(json.dumps(info))
     read = Policy.load(tmp_path, member="all")
     obs = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.actor(obs), policy.actor(obs))
+    assert read.info.env == EnvSettings(id="CartPole-v1", kwargs={"sutton_barto_reward": True})

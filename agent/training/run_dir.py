@@ -11,9 +11,11 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from agent.config import Config
+from agent.commands import command
+from agent.config import ALGORITHMS, Config
 from agent.config_fields import ConfigError
 from agent.files import replaced
+from agent.policy import PolicyInfo, may_be_imported
 from agent.weights import CRITICS_FILE
 from envs.errors import UserError
 
@@ -82,13 +84,13 @@ def require_new(run_dir: Path) -> None:
     """ConfigError where the folder holds a run."""
     if (run_dir / "config.yaml").exists():
         raise ConfigError(
-            f"run_dir: {run_dir} already holds a run; resume it (train.py --resume {run_dir}), choose another "
-            "folder or remove it"
+            f"run_dir: {run_dir} already holds a run; resume it ({command('train.py', '--resume', run_dir)}), choose "
+            "another folder or remove it"
         )
 
 
 def not_writable(run_dir: Path, error: OSError) -> UserError:
-    how = f"once it can, python train.py --resume {run_dir} continues the run"
+    how = f"once it can, {command('train.py', '--resume', run_dir)} continues the run"
     return UserError(f"{run_dir} cannot be written: {error}; {how}")
 
 
@@ -97,12 +99,14 @@ def write_atomically(path: Path, text: str) -> None:
         staging.write_text(text, encoding="utf-8")
 
 
-def next_commands(run_dir: Path) -> list[str]:
+def next_commands(run_dir: Path, info: PolicyInfo) -> list[str]:
+    """What to do with a finished run. `info`: of its policies; what they name, the user has named."""
+    trust = [] if all(map(may_be_imported, info.names())) else ["--trust"]
     offline = sorted(run_dir.glob("wandb/offline-run-*"))
     return [
-        f"python evaluate.py {run_dir}",
-        f"python evaluate.py {run_dir} --video {run_dir}/videos",
-        *([f"python evaluate.py {run_dir} --gradients"] if (run_dir / CRITICS_FILE).exists() else []),
-        f"python compare.py {run_dir}/config.yaml --algorithms gumbel_actor_critic reinforce --seeds 10",
+        command("evaluate.py", run_dir, *trust),
+        command("evaluate.py", run_dir, *trust, "--video", run_dir / "videos"),
+        *([command("evaluate.py", run_dir, *trust, "--gradients")] if (run_dir / CRITICS_FILE).exists() else []),
+        command("compare.py", run_dir / "config.yaml", "--algorithms", *ALGORITHMS, "--seeds", 10),
         *([f"wandb sync {shlex.join(map(str, offline))}"] if offline else []),
     ]

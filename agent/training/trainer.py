@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from agent.algorithms.base import require_updates
+from agent.commands import command
 from agent.config import Config
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
@@ -34,7 +35,7 @@ from agent.training.run_dir import (
     sole_writer,
     write_atomically,
 )
-from agent.training.setup import make_env, select_device
+from agent.training.setup import in_force, make_env, select_device
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
@@ -98,7 +99,8 @@ class Trainer:
             MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
             for i, m in enumerate(self.members)
         ]
-        self.policy = Policy(describe_policy(config, self.env, infos), self.device)
+        resolved, preprocessing = in_force(config)
+        self.policy = Policy(describe_policy(resolved, self.env, infos), self.device)
         self.best = Policy(self.policy.info, self.device)
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
         self.inspection_streams = RandomStreams(member_seeds(self.seeds, "inspection"), self.device)
@@ -138,6 +140,8 @@ class Trainer:
         self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
         stack.callback(self.checkpoints.wait)
         stack.enter_context(self.stop)
+        if preprocessing:
+            self.console.message(f"Preprocessing: {preprocessing}.")
         if checkpoint is not None:
             self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
         if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
@@ -313,13 +317,12 @@ class Trainer:
         if self.is_between_steps and not has_ended:
             self.save()
         self.checkpoints.wait()
-        when, how = "", f"saved; python train.py --resume {self.run_dir} continues the run"
+        resume = command("train.py", "--resume", self.run_dir)
+        when, how = "", f"saved; {resume} continues the run"
         if not self.is_between_steps:
             when = " while programs were compiled"
         if not self.is_between_steps or not self.checkpoints.last_was_written:
-            how = (
-                f"python train.py --resume {self.run_dir} continues at the last checkpoint, or starts over without one"
-            )
+            how = f"{resume} continues at the last checkpoint, or starts over without one"
         if not self.has_checkpoints:
             how = "checkpoint.every_env_steps=null: there is no checkpoint to resume"
             if has_ended and (self.run_dir / "policy" / "final").exists():
@@ -430,7 +433,7 @@ class Trainer:
                 for i, member in enumerate(members)
             ]
         )
-        self.console.saved(self.run_dir, next_commands(self.run_dir))
+        self.console.saved(self.run_dir, next_commands(self.run_dir, self.policy.info))
 
     def save_final_weights(self) -> None:
         """Of policies and critics, before their last evaluation."""
