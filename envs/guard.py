@@ -174,4 +174,5 @@ def said(error: Exception) -> str:
     if isinstance(error, Misfit):
         return f"returned {error}"
     where = traceback.extract_tb(error.__traceback__)[-1]
-    return f"raised {type(error).__name__}: {error} ({Path(where.filename).name}, line {where.lineno})"
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"raised {what} ({Path(where.filename).name}, line {where.lineno})"

@@ -115,7 +115,7 @@ def test_a_result_that_cannot_be_written_is_shown_and_only_its_evaluation_is_rep
     capsys.readouterr()
     with monkeypatch.context() as patched:
         patched.setattr(trainer, "write_atomically", full)
-        with pytest.raises(UserError, match=r"No space left on device; once it can, python train.py --resume"):
+        with pytest.raises(UserError, match=r"No space left on device; once it can, .*python train.py --resume"):
             train(short(tmp_path / "run"))
     shown = capsys.readouterr().out
     assert "0 (seed 0)" in shown and "saved in" not in shown
@@ -132,7 +132,9 @@ def test_a_stop_that_cannot_be_saved_does_not_say_that_it_was(
 
     monkeypatch.setattr(CheckpointWriter, "write", full)
     stop_at(20)
-    with pytest.raises(Stopped, match="stopped at step 21 of 120; python train.py --resume .* at the last checkpoint"):
+    with pytest.raises(
+        Stopped, match="stopped at step 21 of 120; .*python train.py --resume .* at the last checkpoint"
+    ):
         train(short(tmp_path / "run"))
 
 

@@ -111,7 +111,7 @@ def test_a_renderer_that_fails_costs_only_the_video(
     monkeypatch.setattr(CartPoleEnv, "render", render)
     for last, text in (
         (None, "CartPole-v1: no video: render() returned None; expected an array"),
-        (ZeroDivisionError("no\nway"), "CartPole-v1: no video: render() failed: ZeroDivisionError: no way"),
+        (ZeroDivisionError("no\nway"), "CartPole-v1 cannot be rendered: render raised ZeroDivisionError: no way"),
         (picture[:2], "CartPole-v1: no video: the frames change their size, from 4x4 to 2x4; a video has one size"),
     ):
         frames = iter([picture, last])
