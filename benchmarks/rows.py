@@ -47,3 +47,10 @@ def commands(rows: Sequence[Row]) -> list[str]:
     """What made the rows, as lines of Markdown."""
     made = dict.fromkeys(f"# {row['date']}, {row['versions']}\n{row['command']}" for row in rows)
     return ["```sh", *made, "```"]
+
+
+def into_page(path: Path, marks: tuple[str, str], text: str) -> None:
+    """Replaces what stands between the marks of a page."""
+    before, _, rest = path.read_text().partition(marks[0])
+    _, _, after = rest.partition(marks[1])
+    path.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}")

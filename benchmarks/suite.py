@@ -44,7 +44,7 @@ from agent.policy import Policy
 from agent.tables import number
 from agent.training.trainer import train
 from benchmarks.peer_runs import check_venv, from_peer
-from benchmarks.rows import Row, add_rows, commands, read_rows
+from benchmarks.rows import Row, add_rows, commands, into_page, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs import UserError
 from envs.tensor.chain_bandit import ChainBandit
@@ -142,7 +142,7 @@ def measure(args: argparse.Namespace) -> None:
         rows = add_rows(args.out / "suite.json", new, ("task", "algorithm"))
     table = results_table(rows)
     (args.out / "suite.md").write_text(details(table, rows))
-    into_readme(args.readme, table)
+    into_page(args.readme, MARKS, table)
     draw(rows, args.out / "suite.png")
     print(table)
 
@@ -284,13 +284,6 @@ def details(table: str, rows: Sequence[Row]) -> str:
         *commands(rows),
     ]
     return "\n".join(text) + "\n"
-
-
-def into_readme(path: Path, table: str) -> None:
-    """Replaces what stands between the marks."""
-    before, _, rest = path.read_text().partition(MARKS[0])
-    _, _, after = rest.partition(MARKS[1])
-    path.write_text(f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}")
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

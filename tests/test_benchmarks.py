@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.config_loader import load_config
-from benchmarks import against_peers, suite
+from benchmarks import against_peers, environments, suite
 from benchmarks.peer_runs import from_peer
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.suite import TASKS, BanditModel
@@ -226,3 +226,50 @@ def test_half_cheetah_writes_a_row_for_each_run(tmp_path: Path) -> None:
     assert {row["run"] for row in rows} == {"multilinear/exact", "reinforce"}
     table = (tmp_path / "out" / "half_cheetah.md").read_text()
     assert all(len(row["returns"]) == 2 and f"| {row['run']} | total_env_steps=200" in table for row in rows)
+
+
+QUICK = ["total_env_steps=60", "learning_starts=20", "evaluation.every_env_steps=30", "env.kwargs.max_episode_steps=20"]
+
+
+@pytest.mark.slow
+def test_an_id_is_trained_resumed_evaluated_and_filmed(tmp_path: Path) -> None:
+    row = environments.row_of("CartPole-v1", QUICK, tmp_path)
+    assert (row["outcome"], row["resumed"]) == ("ok", "same") and row["package"].startswith("gymnasium 1."), row
+    assert 8 <= row["random"] <= 20 and row["greedy"] >= 8 and row["env_steps_per_second"] > 0
+    assert row["peak_mib"] > 100 and row["replay_mib"] > 0 and row["video"].endswith(" KiB")
+    assert "| `CartPole-v1` | gymnasium " in environments.results_table(
+        [row | {"date": "", "versions": "", "command": ""}]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        ("raise ValueError('no such map')", "train: .*no such map"),
+        ("import os; os._exit(9)", "train: the process ended with code 9"),
+    ],
+)
+def test_an_id_that_crashes_is_a_row(body: str, outcome: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text(
+        f"import gymnasium\ndef make(**kwargs):\n    {body}\ngymnasium.register('Broken-v0', entry_point=make)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{ROOT}")
+    row = environments.row_of("broken:Broken-v0", QUICK, tmp_path)
+    assert re.fullmatch(outcome, row["outcome"]), row
+
+
+def test_an_id_that_hangs_is_a_row(tmp_path: Path) -> None:
+    row = environments.row_of("CartPole-v1", QUICK, tmp_path, seconds=0.01)
+    assert row["outcome"] == "start: not done after 0.01 s"
+
+
+def test_an_id_that_is_not_installed_is_said_to_be(tmp_path: Path) -> None:
+    row = environments.row_of("no_such_package:X-v0", [], tmp_path)
+    assert row == {"env_id": "no_such_package:X-v0", "outcome": "not installed"}
+
+
+def test_every_environment_has_settings_that_can_be_read() -> None:
+    for env_id, settings in environments.ENVIRONMENTS.items():
+        load_config(None, [*environments.SETTINGS, *settings, f"env.id={env_id}"])
