@@ -138,8 +138,10 @@ def row_of(env_id: str, settings: Sequence[str], folder: Path, seconds: float = 
             ended = "" if code == 0 else f"the process ended with code {code}"
         except subprocess.TimeoutExpired:
             ended = f"not done after {seconds:g} s"
-    row = json.loads((folder / "row.json").read_text()) if (folder / "row.json").exists() else {"failures": []}
-    failures = [*row.pop("failures"), *([f"{row.pop('stage', 'start')}: {ended}"] if ended else [])]
+    file = folder / "row.json"
+    row = json.loads(file.read_text()) if file.exists() else {"failures": [], "stage": "start"}
+    stage = row.pop("stage", "exit")
+    failures = [*row.pop("failures"), *([f"{stage}: {ended}"] if ended else [])]
     return {"env_id": env_id, "package": package, "outcome": "; ".join(failures) or "ok", **row}
 
 
