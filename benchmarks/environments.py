@@ -88,7 +88,7 @@ ENVIRONMENTS: dict[str, list[str]] = {  # id: the settings that it needs besides
     "popgym.envs:popgym-RepeatPreviousEasy-v0": [],
     "rware:rware-tiny-2ag-v2": ["env.reward_weights=[1, 1]"],
     "shimmy:bsuite/catch-v0": [],
-    "shimmy:bsuite/deep_sea-v0": ["env.kwargs={size: 8, max_episode_steps: 200}"],
+    "shimmy:bsuite/deep_sea-v0": ["env.kwargs={size: 8, mapping_seed: 0, max_episode_steps: 200}"],
     "tetris_gymnasium.envs:tetris_gymnasium/Tetris": [],
     "vizdoom.gymnasium_wrapper:VizdoomBasic-v1": [],
 }
