@@ -172,9 +172,9 @@ def measure(folder: Path, settings: Sequence[str]) -> None:
     with stage("resume"):
         row["resumed"] = resumed(load_config(None, [*settings, f"run_dir={stopped}"]), run)
     with stage("evaluate"):
-        row["greedy"], row["random"] = returns(Policy.load(run), config.env.id)
+        row["greedy"], row["random"] = returns(Policy.load(run, trust=True))
     with stage("video"):
-        row["video"] = video(run, config.env.id, folder)
+        row["video"] = video(run, folder)
 
 
 def cost(run: Path) -> Row:
@@ -206,19 +206,19 @@ def resumed(config: Config, unbroken: Path) -> str:
     return "same" if ours == theirs else "differs"
 
 
-def returns(policy: Policy, env_id: str) -> tuple[float, float]:
+def returns(policy: Policy) -> tuple[float, float]:
     """Mean return of the policy's most probable actions, and of uniform ones: those of a policy whose logits are 0."""
-    (greedy,) = evaluate(policy, episodes=EPISODES, modes=["greedy"], env_id=env_id)
+    (greedy,) = evaluate(policy, episodes=EPISODES, modes=["greedy"], trust=True)
     for name, tensor in policy.tensors().items():
         if name.startswith("actor."):
             tensor.zero_()
-    (uniform,) = evaluate(policy, episodes=EPISODES, modes=["sampled"], env_id=env_id)
+    (uniform,) = evaluate(policy, episodes=EPISODES, modes=["sampled"], trust=True)
     return greedy["greedy"]["mean"], uniform["sampled"]["mean"]
 
 
-def video(run: Path, env_id: str, folder: Path) -> str:
+def video(run: Path, folder: Path) -> str:
     try:
-        options = ["--video", str(folder), "--greedy", "--episodes", "1", "--env", env_id]
+        options = ["--video", str(folder), "--greedy", "--episodes", "1", "--trust"]
         evaluate_script.report_returns(evaluate_script.parse([str(run), *options]))
     except UserError as error:
         if "cannot be rendered" not in str(error):
