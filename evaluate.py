@@ -140,7 +140,7 @@ def report_gradients(options: argparse.Namespace) -> None:
     """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
     run = Path(options.run)
     policy = load(options)
-    config = load_config(run / "config.yaml")
+    config = load_config(run / "config.yaml", of_run=True)
     torch.set_num_threads(config.num_threads)
     critics = load_critics(run, config, policy)
     changes = changes_of(options, policy)

@@ -461,19 +461,6 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=NOT_LEARNING)
     wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
 
-    @model_validator(mode="before")
-    @classmethod
-    def frame_stack_is_gone(cls, values: Any) -> Any:
-        """Files of before have frame_stack: 1, which means nothing."""
-        if not isinstance(values, dict) or "frame_stack" not in values:
-            return values
-        if values["frame_stack"] != 1:
-            raise ValueError(
-                f"frame_stack: got {values['frame_stack']!r}, but it is no setting any more: the replay finds stacked "
-                "frames itself; leave it out"
-            )
-        return {key: value for key, value in values.items() if key != "frame_stack"}
-
     @field_validator("algorithm")
     @classmethod
     def algorithm_is_known(cls, algorithm: str) -> str:

@@ -18,16 +18,23 @@ from agent.config_fields import ConfigError, allowed_in, closest, nearest
 
 MISSING = object()
 SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today
+GONE = {"frame_stack": "the replay finds stacked frames itself"}  # keys of old without one of today: why
+GONE_DEFAULTS = {"frame_stack": 1}  # which every config.yaml of old holds
 
 logger = logging.getLogger(__name__)
 told: set[str] = set()  # files whose keys of old have been named
 
 
-def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
-    """Resolves defaults < file < overrides. Raises ConfigError with every fault at once."""
+def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, of_run: bool = False) -> Config:
+    """Resolves defaults < file < overrides. Raises ConfigError with every fault at once.
+
+    `of_run`: the file is read as a run's own; what it says of settings that are gone does not matter.
+    """
     values: dict[str, Any] = {}
     if path is not None:
         values, renamed = with_new_keys(read_yaml(Path(path)))
+        gone = [key for key in GONE if of_run or values.get(key) == GONE_DEFAULTS[key]]
+        values = {key: value for key, value in values.items() if key not in gone}
         tell_once(str(path), renamed)
     from_command_line = dict(parse_override(override) for override in overrides)
     for key, value in from_command_line.items():
@@ -84,6 +91,12 @@ def require_today(key: str, where: str) -> None:
     """UserError for a key of old, where it cannot be read as it was."""
     if (new := SECOND_OF_A_PAIR.get(key)) is not None:
         raise ConfigError(f"{where}: {key} is the second number of {new} now; write {new}=[first, second]")
+    if key in GONE:
+        raise ConfigError(f"{where}: {why_gone(key)}")
+
+
+def why_gone(key: str) -> str:
+    return f"{key} is no setting any more: {GONE[key]}; leave it out"
 
 
 def validate(values: dict[str, Any], locate: Callable[[str], str]) -> Config:
@@ -202,6 +215,8 @@ def describe(fault: Any, locate: Callable[[str], str]) -> str:
         case "extra_forbidden" if key in known:
             section, _, last = key.rpartition(".")
             return f"{where}: '{key}' stands in a section of its own in a file; write {section}: {{{last}: …}}"
+        case "extra_forbidden" if key in GONE:
+            return f"{where}: {why_gone(key)}"
         case "extra_forbidden":
             return f"{where}: unknown key '{key}'{nearest(key, known)}"
         case "missing":

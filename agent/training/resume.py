@@ -31,7 +31,7 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
     folder = latest(run_dir)
     if folder is None:
         if (run_dir / "config.yaml").exists():
-            require_same(flat(load_config(run_dir / "config.yaml").model_dump()), config, run_dir)
+            require_same(flat(load_config(run_dir / "config.yaml", of_run=True).model_dump()), config, run_dir)
         return None
     checkpoint = with_todays_members(read(folder))
     require_same(flat(checkpoint.info.config), config, run_dir)
@@ -68,7 +68,7 @@ def is_finished(config: Config) -> bool:
     run_dir = Path(str(config.run_dir))
     if config.run_dir is None or not (run_dir / "result.json").is_file():
         return False
-    require_same(flat(load_config(run_dir / "config.yaml").model_dump()), config, run_dir)
+    require_same(flat(load_config(run_dir / "config.yaml", of_run=True).model_dump()), config, run_dir)
     try:
         env_steps = json.loads((run_dir / "result.json").read_text(encoding="utf-8"))["env_steps"]
         return isinstance(env_steps, int) and env_steps >= config.total_env_steps
@@ -98,4 +98,4 @@ def config_of_run(run_dir: Path, overrides: list[str]) -> Config:
     """Of the run in a folder, with other values for some settings."""
     if not (run_dir / "config.yaml").is_file():
         raise UserError(f"--resume {run_dir}: not a run folder: no config.yaml")
-    return load_config(run_dir / "config.yaml", overrides).model_copy(update={"run_dir": str(run_dir)})
+    return load_config(run_dir / "config.yaml", overrides, of_run=True).model_copy(update={"run_dir": str(run_dir)})
