@@ -302,8 +302,8 @@ class CheckpointConfig(Section):
     replay_gib: float = Field(
         4.0,
         ge=0,
-        description="a larger replay stays out of the checkpoints: a resumed run collects learning_starts steps with "
-        "its policy before it learns again, and is not the same bit for bit",
+        description="a replay that has filled more stays out of the checkpoints: a resumed run collects "
+        "learning_starts steps with its policy before it learns again, and is not the same bit for bit",
     )
 
 
@@ -419,7 +419,8 @@ class Config(Section):
     replay_capacity: int = Field(
         100_000,
         ge=2,
-        description="slots of the replay of each member; a step takes one, the end of an episode another",
+        description="slots of the replay of each member: a step takes one, the end of an episode another, or as many "
+        "as an observation stacks frames; no more are made than the run can fill",
         json_schema_extra=ACTOR_CRITIC,
     )
     target_update_rate: float = Field(

@@ -1,19 +1,19 @@
 """Experience on the device: a ring of slots per environment that keeps each observation, and each frame of it, once."""
 
-import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NamedTuple
 
-import psutil
 import torch
-from jaxtyping import Bool, Float, Float64, Int, Int64
+from jaxtyping import Bool, Float, Float64, Int, Shaped
 from torch import Tensor
 
+from agent.memory import free_memory, gib, require_memory
 from agent.state import State
-from envs.errors import UserError
+from envs.frame_stack import FrameStack
 from envs.masks import Masks
+
+COPIED_AT_ONCE = 2**26  # bytes, where observations are unstacked
 
 
 class Batch(NamedTuple):
@@ -64,8 +64,8 @@ class Replay:
         gamma: Float[Tensor, " P"],
         *,
         max_steps: int | None = None,
-        frame_stack: int = 1,
-        frame_order: Sequence[int] | None = None,
+        frame_stack: FrameStack = FrameStack(),  # noqa: B008
+        checkpoint_bytes: int = 0,
         obs_dtype: torch.dtype = torch.float32,
         mask_shape: tuple[int, int] | None = None,
         device: torch.device | str = "cpu",
@@ -74,24 +74,25 @@ class Replay:
         Args:
             capacity: slots of a member.
             max_steps: of a member, that will be added; no more slots are made than so many steps can fill.
-            frame_stack: F.
-            frame_order: where the numbers of the frames, one after the other, stand in an observation; None: as they
-                come.
+            frame_stack: how observations stack F frames; one frame: they are kept whole.
+            checkpoint_bytes: the most that a checkpoint may copy.
 
         Raises:
-            UserError: the device's memory does not hold it.
+            UserError: memory does not hold it.
         """
         # Slots that one step may use: its successor, and after an end the frames of the next episode's first obs.
-        self.lookahead = 1 + frame_stack
+        self.lookahead = 1 + frame_stack.num_frames
         slots = capacity // num_envs
         if max_steps is not None:  # if every step ended an episode
-            slots = min(slots, frame_stack + (1 + frame_stack) * -(-max_steps // num_envs) + self.lookahead)
+            slots = min(slots, self.lookahead * (1 + -(-max_steps // num_envs)))
         self.num_slots = max(slots, n_step + 2 * self.lookahead + 1)
         self.num_factors, self.frame_stack, self.obs_size = num_factors, frame_stack, obs_size
+        self.obs_dtype, self.mask_shape, self.checkpoint_bytes = obs_dtype, mask_shape, checkpoint_bytes
+        self.num_members, self.device = num_members, torch.device(device)
         num_rows = num_members * num_envs * self.num_slots
-        self.num_bytes = num_rows * slot_bytes(obs_size // frame_stack, obs_dtype, num_factors, mask_shape)
-        require_memory(self.num_bytes, num_rows, obs_size // frame_stack * obs_dtype.itemsize, torch.device(device))
-        self.frames = torch.zeros((num_rows, obs_size // frame_stack), dtype=obs_dtype, device=device)
+        self.num_bytes = num_rows * self.slot_bytes(frame_stack)
+        self.require_memory(num_rows, frame_stack)
+        self.frames = self.zeros(num_rows, frame_stack)
         self.steps = torch.zeros((num_rows, num_factors + 2), device=device)  # action, reward, gamma (1 - terminated)
         self.length = torch.zeros(num_rows, dtype=torch.int32, device=device)  # of the window, up to n
         self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
@@ -103,7 +104,7 @@ class Replay:
         shape = (num_members, num_envs)
         first_row = self.num_slots * torch.arange(num_members * num_envs, device=device)
         self.first_row: Int[Tensor, "P E"] = first_row.view(shape)
-        self.newest = torch.full(shape, frame_stack - 1, device=device)  # slot of the newest observation
+        self.newest = torch.full(shape, self.lookahead - 2, device=device)  # of all slots ever used, the newest obs's
         self.age = torch.zeros(shape, dtype=torch.int64, device=device)  # steps since the episode began
         self.num_started = torch.zeros(shape, dtype=torch.int64, device=device)
         self.num_dropped = torch.zeros(shape, dtype=torch.int64, device=device)
@@ -111,15 +112,11 @@ class Replay:
         self.lag = torch.arange(n_step, device=device)
         self.ahead = torch.arange(1, 1 + self.lookahead, device=device)
         self.num_restored = 0  # slots of a checkpoint
-        self.order: Int64[Tensor, " D"] | None = None
-        if frame_order is not None and list(frame_order) != list(range(obs_size)):
-            self.order = torch.tensor(frame_order, device=device)
-            self.inverse = self.order.argsort()
         self.set_offsets_()
 
     def set_offsets_(self) -> None:
         """Of the slots that hold the frames of obs and the newest of next_obs."""
-        self.written = torch.arange(-self.frame_stack + 1, 2, device=self.frames.device)
+        self.written = torch.arange(-self.frame_stack.num_frames + 1, 2, device=self.device)
         self.stacked = self.written[:-1]
 
     def add_(
@@ -134,46 +131,49 @@ class Replay:
         masks: Masks | None = None,
     ) -> None:
         """Writes one step of every environment; where not valid, leaves no trace. `masks` are of obs and next_obs."""
-        if self.order is not None:
-            obs, next_obs = obs[..., self.order], next_obs[..., self.order]
-        frames = torch.cat([obs, next_obs[..., -self.frames.shape[1] :]], -1).to(self.frames.dtype)
-        self.frames[self.rows(self.newest, self.written)] = frames.unflatten(-1, (-1, self.frames.shape[1]))
+        frames = [self.frame_stack.frames(obs), self.frame_stack.frames(next_obs)[..., -1:, :]]
+        self.frames[self.rows(self.newest, self.written)] = torch.cat(frames, -2).to(self.obs_dtype)
         if self.kept_masks is not None and masks is not None:
             self.kept_masks[self.rows(self.newest, self.written[-2:])] = torch.stack(masks, 2)
 
         # Room for the slots that this step may use: the transitions that started there are the oldest.
-        row, ahead = self.first_row + self.newest, self.rows(self.newest, self.ahead)
+        slot = self.newest % self.num_slots
+        row, ahead = self.first_row + slot, self.rows(slot, self.ahead)
         self.num_dropped.add_(self.is_start[ahead].sum(-1))
         self.is_start.index_fill_(0, ahead.flatten(), False)  # a number as a value would come from the CPU
         self.is_start[row] = valid
-        self.starts[self.first_row + self.num_started % self.num_slots] = self.newest
+        self.starts[self.first_row + self.num_started % self.num_slots] = slot
         self.num_started.add_(valid)
 
         # The step joins the windows of the last n steps of the episode, its own included.
         discount = self.gamma * ~terminated
         self.steps[row] = torch.cat([action, torch.stack([reward, discount], -1)], -1)
-        rows = self.rows(self.newest, -self.lag)
+        rows = self.rows(slot, -self.lag)
         grows = (self.lag <= self.age.unsqueeze(-1)) & valid.unsqueeze(-1)
         self.length[rows] = self.length[rows] * (self.lag > 0) + grows
 
         ended = terminated | truncated
-        self.newest.add_(valid * (1 + self.frame_stack * ended)).remainder_(self.num_slots)
+        self.newest.add_(valid * (1 + (self.lookahead - 1) * ended))
         self.age.add_(valid).mul_(~(ended & valid))
 
     def unstack_(self) -> None:
         """Keeps whole observations from here on, those so far included: they do not stack frames after all.
 
-        Tensors do not stay in place.
+        Each comes to lie in the slot of its newest frame, and an episode takes as many slots as before: what is drawn
+        does not depend on it. `frames` does not stay in place.
         """
-        of_slot = torch.arange(self.num_slots, device=self.frames.device)
-        slots = (of_slot.unsqueeze(-1) + self.stacked) % self.num_slots
-        blocks = self.frames.view(-1, self.num_slots, self.frames.shape[1])
-        num_rows, num_bytes = len(self.frames), self.obs_size * self.frames.itemsize
-        require_memory(num_rows * num_bytes, num_rows, num_bytes, self.frames.device)
-        whole = torch.cat([block[slots].flatten(1) for block in blocks])
-        self.frames = whole if self.order is None else whole[:, self.inverse]
-        self.order, self.frame_stack, self.lookahead = None, 1, 2
-        self.ahead = self.ahead[: self.lookahead]
+        stack, whole = self.frame_stack, FrameStack()
+        if stack == whole:
+            return
+        num_rows, row_bytes = len(self.frames), self.obs_size * self.obs_dtype.itemsize
+        self.require_memory(num_rows, whole)
+        frames = self.zeros(num_rows, whole)
+        filled = torch.arange(self.num_filled(), device=self.device)
+        for slots in filled.split(max(1, COPIED_AT_ONCE // row_bytes)):
+            for first_row in self.first_row.flatten():
+                frames[first_row + slots] = self.kept(first_row.expand_as(slots), slots)
+        self.frames, self.frame_stack = frames, whole
+        self.num_bytes = num_rows * self.slot_bytes(whole)
         self.set_offsets_()
 
     def state(self) -> State:
@@ -188,15 +188,12 @@ class Replay:
 
     def num_filled(self) -> int:
         """Slots of an environment from the first on, outside of which none is used."""
-        num_filled = int(torch.maximum(self.newest + self.lookahead, self.num_started).max()) + 1
-        if num_filled >= self.num_slots or self.is_start.view(-1, self.num_slots)[:, num_filled:].any():
-            return self.num_slots
-        return num_filled
+        return min(self.num_slots, int(self.newest.max()) + 1)
 
     def make_room_(self, saved: Mapping[str, Tensor]) -> None:
         """Has `state` show as many slots as that of a checkpoint, and keep observations as it does."""
         self.num_restored = saved["frames"].shape[2]
-        if self.frame_stack > 1 and saved["frames"].shape[-1] == self.obs_size:
+        if saved["frames"].shape[-1] == self.obs_size:
             self.unstack_()
 
     def sample(self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"]) -> Window:
@@ -239,35 +236,44 @@ class Replay:
 
     def obs(self, first_row: Int[Tensor, "P B"], slot: Int[Tensor, "P B"]) -> Float[Tensor, "P B D"]:
         """The observations whose newest frames lie in these slots."""
+        return self.kept(first_row, slot).float()
+
+    def kept(self, first_row: Int[Tensor, "*batch"], slot: Int[Tensor, "*batch"]) -> Shaped[Tensor, "*batch D"]:
+        """The same, as they are kept."""
         rows = first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.stacked) % self.num_slots
-        obs = self.frames[rows].flatten(-2)
-        return (obs if self.order is None else obs[..., self.inverse]).float()
+        return self.frame_stack.observations(self.frames[rows])
 
     def rows(self, slot: Int[Tensor, "P E"], offsets: Int[Tensor, " F"]) -> Int[Tensor, "P E F"]:
         """Rows of the slots at these offsets from one of each environment."""
         return self.first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + offsets) % self.num_slots
 
+    def zeros(self, num_rows: int, frame_stack: FrameStack) -> Shaped[Tensor, "R D"]:
+        """Room for a frame in each row."""
+        shape = (num_rows, self.obs_size // frame_stack.num_frames)
+        return torch.zeros(shape, dtype=self.obs_dtype, device=self.device)
 
-def slot_bytes(frame_size: int, obs_dtype: torch.dtype, num_factors: int, mask_shape: tuple[int, int] | None) -> int:
-    """Of frame, step, lists and mask."""
-    return frame_size * obs_dtype.itemsize + 4 * (num_factors + 3) + 9 + (math.prod(mask_shape) if mask_shape else 0)
+    def slot_bytes(self, frame_stack: FrameStack) -> int:
+        """Of frame, step, lists and mask."""
+        frame = self.obs_size // frame_stack.num_frames * self.obs_dtype.itemsize
+        return frame + 4 * (self.num_factors + 3) + 9 + (math.prod(self.mask_shape) if self.mask_shape else 0)
 
-
-def require_memory(num_bytes: int, num_slots: int, frame_bytes: int, device: torch.device) -> None:
-    """UserError where the device has less memory than a replay needs."""
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    if num_bytes > available:
-        raise UserError(
-            f"the replay needs {num_bytes / 2**30:.1f} GiB, {num_slots:,} slots of {frame_bytes:,} bytes an "
-            f"observation, but {available / 2**30:.1f} GiB of memory are free; lower replay_capacity, train fewer "
-            "members, or make observations smaller with a wrapper"
-        )
-
-
-def available_memory() -> int:
-    """Bytes that this process may still use: of the machine, or of the control group that it runs in."""
-    available = [psutil.virtual_memory().available]
-    group = Path("/sys/fs/cgroup")
-    with contextlib.suppress(OSError, ValueError):  # no control group, or one without a limit
-        available.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    return min(available)
+    def require_memory(self, num_rows: int, frame_stack: FrameStack) -> None:
+        """UserError where memory does not hold so many rows, and their copy in a checkpoint; nothing is made yet."""
+        row_bytes, free = self.slot_bytes(frame_stack), free_memory(self.device)
+        copy = min(num_rows * row_bytes, self.checkpoint_bytes)
+        needed = max(num_rows * row_bytes, 2 * copy)
+        obs_bytes, num_frames = self.obs_size * self.obs_dtype.itemsize, frame_stack.num_frames
+        kept = "whole" if num_frames == 1 else f"one of {num_frames} frames a slot"
+        what = f"the replay of {num_rows:,} slots for observations of {obs_bytes:,} bytes ({kept})"
+        if copy:
+            what += f", with {gib(copy)} for its copy in a checkpoint,"
+        fitting = (free if 2 * self.checkpoint_bytes <= free else free // 2) // (self.num_members * row_bytes)
+        fitting -= fitting % 10 ** max(0, len(str(fitting)) - 2)  # two digits: the rest of the run needs some, too
+        instead = f"use replay_capacity={fitting} or less, " if fitting > 1 else "use "
+        instead += "fewer members, or a wrapper that makes observations smaller or stacks fewer frames"
+        if copy:
+            instead += "; checkpoint.replay_gib=0 leaves the replay out of checkpoints"
+        require_memory(needed, self.device, what, instead)
+        if self.device.type != "cpu":
+            cpu = torch.device("cpu")
+            require_memory(copy, cpu, "a replay's copy in a checkpoint", "set checkpoint.replay_gib to less")

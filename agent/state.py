@@ -19,7 +19,8 @@ def named(prefix: str, state: Mapping[str, Tensor]) -> State:
 
 def capture(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies on the CPU, that nothing writes to."""
-    return {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    contiguous = torch.contiguous_format
+    return {name: x.detach().to("cpu", copy=True, memory_format=contiguous) for name, x in state.items()}
 
 
 def restore_(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:

@@ -28,10 +28,12 @@ def find_frame_stack(env: VectorEnvironment, seeds: Sequence[int]) -> FrameStack
         return None
     obs, streams = env.reset(seeds).cpu().numpy().copy(), RandomStreams(seeds)
     for _ in range(PROBE_STEPS):
+        if not left:
+            break
         step = env.step(random_actions(env, streams).to(env.device))
         next_obs, valid = step.next_obs.cpu().numpy(), step.valid.cpu().numpy()
         left = [
-            (stack, num_changes + bool((stack.frames(next_obs)[:, 0] != stack.frames(next_obs)[:, -1]).any()))
+            (stack, num_changes + bool(stack.is_moving(next_obs[valid]).any()))
             for stack, num_changes in left
             if stack.repeats(obs, next_obs)[valid].all()
         ]

@@ -1,6 +1,6 @@
 """A plain and an accelerated loop side by side; run as a script, compares compiled loops with plain ones.
 
-    python tests/loops.py several|guarded
+    python tests/loops.py several|guarded|stacked
 
 The script is for a process of its own: a compiler cannot look through the tests' checks of shapes.
 """
@@ -94,9 +94,13 @@ if __name__ == "__main__":
         own_network = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]", "actor.layer_norm=false"]
         single_envs = "env.vectorization_mode=sync"  # in NumPy
         compare([*KINDS[2], *own_network, single_envs], [*KINDS[3], *KINDS[1][1:]])
-    else:  # the guards are on what is traced: it need not become C++
+    else:  # what is traced need not become C++
         from torch._inductor import compile_fx
 
         compile_fx.compile_fx = lambda graph, inputs, config_patches: graph.forward
-        compare([*KINDS[3], "compile_guards=true"])
+        if sys.argv[1] == "guarded":
+            compare([*KINDS[3], "compile_guards=true"])
+        else:  # frames that stop to repeat: the programs are made again
+            NUM_ITERATIONS = 90
+            compare(["env.id=test_frame_stack:Stacked/lies-v0", "env.vectorization_mode=sync"])
     print("the same")

@@ -27,7 +27,7 @@ ESTIMATORS = get_args(EstimatorConfig.model_fields["name"].annotation)
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("loops", ["several", "guarded"])
+@pytest.mark.parametrize("loops", ["several", "guarded", "stacked"])
 def test_compiled_loops_do_what_the_plain_loops_do(loops: str, tmp_path: Path) -> None:
     """Two alive at once, or one with the compiler's guards on; through ends of episodes and a replay that wraps."""
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}

@@ -22,6 +22,7 @@ from envs import FrameStack, find_frame_stack, make
 
 __all__ = ["stop_at"]  # a fixture
 
+KINDS = ("reset", "zeros", "last", "lies", "constant", "colours", "masks")
 LIES_FROM = 80  # steps since the seeded reset: more than the probe takes
 
 
@@ -55,6 +56,34 @@ class Last(gymnasium.ObservationWrapper):
         return np.moveaxis(obs, 0, -1)
 
 
+class Colours(gymnasium.ObservationWrapper):
+    """Three colours of two pixels in a frame, four frames side by side along the last axis."""
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self.observation_space = spaces.Box(0, 255, (1, 2, 12), np.uint8)
+
+    def observation(self, obs: Any) -> Any:
+        colours = (100 * np.concatenate([obs, obs[:, :2]], 1)).astype(np.int64) % 256  # [F, 6]
+        return colours.reshape(4, 1, 2, 3).transpose(1, 2, 0, 3).reshape(1, 2, 12).astype(np.uint8)
+
+
+class Masks(gymnasium.Wrapper):
+    """One action is legal, by the sign of the newest frame's last number."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        obs, info = self.env.reset(seed=seed, options=options)
+        return obs, info | {"action_mask": mask(obs)}
+
+    def step(self, action: Any) -> Any:
+        *values, info = self.env.step(action)
+        return *values, info | {"action_mask": mask(values[0])}
+
+
+def mask(obs: Any) -> Any:
+    return np.array([obs[-1, -1] < 0, obs[-1, -1] >= 0])
+
+
 class Constant(gymnasium.ObservationWrapper):
     def observation(self, obs: Any) -> Any:
         return np.zeros_like(obs)
@@ -63,8 +92,10 @@ class Constant(gymnasium.ObservationWrapper):
 def cartpole(kind: str) -> gymnasium.Env:
     """`repeats` pads the first frames with the first observation, as FrameStackObservation does; zeros pads with 0."""
     padding = "zero" if kind == "zeros" else "reset"
-    env = FrameStackObservation(gymnasium.make("CartPole-v1"), 3, padding_type=padding)
-    return {"last": Last, "lies": Lies, "constant": Constant}.get(kind, lambda env: env)(env)
+    num_frames = 4 if kind == "colours" else 3
+    env = FrameStackObservation(gymnasium.make("CartPole-v1"), num_frames, padding_type=padding)
+    wrappers = {"last": Last, "lies": Lies, "constant": Constant, "colours": Colours, "masks": Masks}
+    return wrappers.get(kind, lambda env: env)(env)
 
 
 class Image(gymnasium.Env):
@@ -86,7 +117,7 @@ class Image(gymnasium.Env):
         )
 
 
-for name, kwargs in {kind: {"kind": kind} for kind in ("reset", "zeros", "last", "lies", "constant")}.items():
+for name, kwargs in {kind: {"kind": kind} for kind in KINDS}.items():
     if f"Stacked/{name}-v0" not in gymnasium.registry:
         gymnasium.register(f"Stacked/{name}-v0", cartpole, kwargs=kwargs)
 if "Stacked/image-v0" not in gymnasium.registry:
@@ -102,9 +133,13 @@ def found(env_id: str, **settings: Any) -> FrameStack | None:
 def test_a_stack_is_found_along_the_first_or_the_last_axis(kind: str) -> None:
     stack = found(f"Stacked/{kind}-v0")
     assert stack is not None and stack.num_frames == 3
-    obs = np.arange(12.0, dtype=np.float32).reshape(3, 4)
-    flat = (np.moveaxis(obs, 0, -1) if kind == "last" else obs).reshape(1, 12)
-    assert stack.frames(flat)[0].tolist() == obs.tolist()
+    frames = torch.arange(12.0).view(3, 4)
+    flat = (frames.T if kind == "last" else frames).flatten()
+    assert torch.equal(stack.frames(flat), frames) and torch.equal(stack.observations(frames), flat)
+
+
+def test_a_frame_may_have_several_colours() -> None:
+    assert found("Stacked/colours-v0") == FrameStack(num_frames=4, num_blocks=2)
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Stacked/constant-v0", "Stacked/image-v0", "Tensor/Harvest-v0"])
@@ -122,7 +157,7 @@ def run(kind: str, monkeypatch: pytest.MonkeyPatch, *, whole: bool) -> TrainingL
     return loop
 
 
-@pytest.mark.parametrize("kind", ["reset", "zeros", "last", "lies"])
+@pytest.mark.parametrize("kind", ["reset", "zeros", "last", "lies", "masks"])
 def test_learning_is_that_of_whole_observations_bit_for_bit(
     kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -14,6 +14,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.action_space",
         "agent.bootstrap",
         "agent.commands",
+        "agent.memory",
         "agent.metrics",
         "agent.exit_codes",
         "agent.seeding",

@@ -27,7 +27,7 @@ from agent.networks.heads import Actor
 from agent.policy import MemberInfo, describe_policy
 from agent.replay import Batch, Replay
 from agent.training.loop import TrainingLoop
-from envs import ACTION_MASK_KEY, GymnasiumAdapter, Masks, Step, TensorEnv, UserError, VectorEnvironment
+from envs import ACTION_MASK_KEY, FrameStack, GymnasiumAdapter, Masks, Step, TensorEnv, UserError, VectorEnvironment
 from envs.guard import Guard
 
 ALGORITHMS = ["gumbel_actor_critic", "reinforce"]
@@ -111,7 +111,9 @@ def test_replay_keeps_masks_beside_their_observations(mode: AutoresetMode, n_ste
 
 
 def test_replay_of_stacked_frames_keeps_one_mask_for_each_observation(generator: Generator) -> None:
-    replay = Replay(1, 1, 30, 2 * 3, 2, n_step=2, gamma=torch.tensor([0.5]), frame_stack=3, mask_shape=(2, 3))
+    replay = Replay(
+        1, 1, 30, 2 * 3, 2, n_step=2, gamma=torch.tensor([0.5]), frame_stack=FrameStack(3), mask_shape=(2, 3)
+    )
 
     def stack(episode: int, t: int) -> Tensor:
         return torch.tensor([[[x for s in (t - 2, t - 1, t) for x in (episode, max(s, 0))]]], dtype=torch.float32)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from agent.replay import Batch, Replay, Window, available_memory
-from envs import UserError
+from agent.replay import Batch, Replay, Window
+from agent.state import restore_
+from envs import FrameStack, UserError
 
 GAMMA = 0.5
 
@@ -15,7 +16,9 @@ class Recorder:
 
     def __init__(self, num_envs: int = 1, capacity: int = 100, n_step: int = 1, frame_stack: int = 1) -> None:
         gamma = torch.tensor([GAMMA])
-        self.replay = Replay(1, num_envs, capacity, 2 * frame_stack, 1, n_step, gamma, frame_stack=frame_stack)
+        self.replay = Replay(
+            1, num_envs, capacity, 2 * frame_stack, 1, n_step, gamma, frame_stack=FrameStack(frame_stack)
+        )
         self.num_envs = num_envs
 
     def add(self, obs: list, reward: list, terminated: list, truncated: list, next_obs: list, valid: list) -> None:
@@ -228,7 +231,7 @@ def test_stacked_frames_come_back_as_they_were_however_an_episode_begins(padding
 def test_a_million_atari_steps_fit_in_eight_gib() -> None:
     """Counted on a replay of a thousand; memory is the same for each step."""
     gamma = torch.tensor([0.99])
-    replay = Replay(1, 1, 1000, 4 * 84 * 84, 1, 3, gamma, frame_stack=4, obs_dtype=torch.uint8)
+    replay = Replay(1, 1, 1000, 4 * 84 * 84, 1, 3, gamma, frame_stack=FrameStack(4), obs_dtype=torch.uint8)
     per_step = [replay.frames, replay.steps, replay.length, replay.is_start, replay.starts]
     num_bytes = sum(tensor.nbytes for tensor in per_step)
     assert num_bytes == 1000 * (84 * 84 + 4 * 4 + 9) and num_bytes * 1000 < 8 * 2**30
@@ -257,7 +260,7 @@ def test_a_checkpoint_holds_the_filled_slots_and_a_longer_run_has_room_for_more(
     def replay(max_steps: int) -> Replay:
         gamma = torch.tensor([GAMMA])
         size = 2 * frame_stack
-        return Replay(1, 2, 60, size, 1, 2, gamma, max_steps=max_steps, frame_stack=frame_stack)
+        return Replay(1, 2, 60, size, 1, 2, gamma, max_steps=max_steps, frame_stack=FrameStack(frame_stack))
 
     def add(steps: range, *replays: Replay) -> None:
         no = torch.zeros(1, 2, dtype=torch.bool)
@@ -281,12 +284,89 @@ def test_a_checkpoint_holds_the_filled_slots_and_a_longer_run_has_room_for_more(
         assert torch.equal(ours, theirs)
 
 
-def test_a_replay_that_memory_does_not_hold_is_refused_before_it_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.replay.available_memory", lambda: 2**30)
-    message = r"needs 7\.9 GiB, 300,000 slots of 28,224 bytes an observation, but 1\.0 GiB of memory are free; lower"
+@pytest.mark.parametrize(("capacity", "frame_stack", "n_step"), [(17, 1, 1), (25, 1, 1), (17, 3, 3), (12, 2, 2)])
+def test_a_checkpoint_at_any_step_holds_all_that_can_be_drawn(
+    capacity: int, frame_stack: int, n_step: int, generator: Generator
+) -> None:
+    """Also where the ring has just begun again from its first slot, and an episode's last observation in its last."""
+
+    def draws(replay: Replay) -> Batch:
+        v = torch.arange(0, 1, 0.04, dtype=torch.float64).unsqueeze(0)
+        window = replay.sample(torch.zeros_like(v), v)
+        return replay.batch(window, window.length)
+
+    recorder, t = Recorder(capacity=capacity, n_step=n_step, frame_stack=frame_stack), 0
+    for number in range(1, 120):
+        frames = [[[number, max(s, 0)] for s in range(last - frame_stack + 1, last + 1)] for last in (t, t + 1)]
+        obs, next_obs = ([float(x) for frame in stack for x in frame] for stack in frames)
+        ends = bool(torch.rand((), generator=generator) < 0.35)
+        recorder.add([obs], [float(number)], [False], [ends], [next_obs], [True])
+        t = 0 if ends else t + 1
+        restored = Recorder(capacity=capacity, n_step=n_step, frame_stack=frame_stack).replay
+        restored.make_room_(saved := {name: x.clone() for name, x in recorder.replay.state().items()})
+        restore_(restored.state(), saved)
+        for ours, theirs in zip(draws(restored), draws(recorder.replay), strict=True):
+            assert torch.equal(ours, theirs), number
+
+
+def test_unstacking_changes_nothing_that_is_drawn_before_or_later(generator: Generator) -> None:
+    """Frames along the last axis of two pixels, in a ring that wraps; so members do not notice another's unstacking."""
+
+    def add(steps: range, *replays: Replay) -> None:
+        for t in steps:
+            frames = torch.arange(t - 2, t + 2).float().repeat_interleave(2).view(1, 1, 4, 2)
+            obs, next_obs = (frames[..., first : first + 3, :].transpose(-1, -2).flatten(-2) for first in (0, 1))
+            action, yes = torch.zeros(1, 1, 1, dtype=torch.int64), torch.tensor([[True]])
+            for replay in replays:
+                replay.add_(obs, action, torch.ones(1, 1), ~yes, torch.tensor([[t % 5 == 4]]), next_obs, yes)
+
+    made = [Replay(1, 1, 30, 6, 1, 2, torch.tensor([GAMMA]), frame_stack=FrameStack(3, 2)) for _ in range(2)]
+    u, v = torch.rand((2, 1, 100), dtype=torch.float64, generator=generator)
+    add(range(41), *made)
+    made[0].unstack_()
+    for steps in (range(0), range(41, 47), range(47, 90)):
+        add(steps, *made)
+        for ours, theirs in zip(*(own.batch(w := own.sample(u, v), w.length) for own in made), strict=True):
+            assert torch.equal(ours, theirs)
+    assert made[0].frames.shape[1] == 6 and made[1].frames.shape[1] == 2
+
+
+ATARI = {"obs_size": 4 * 84 * 84, "num_factors": 1, "n_step": 3, "obs_dtype": torch.uint8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {},
+            r"of 300,000 slots for observations of 28,224 bytes \(whole\) needs 7\.9 GiB, but 1\.0 GiB of memory are",
+        ),
+        (
+            {},
+            r"use replay_capacity=12000 or less, fewer members, or a wrapper that makes observations smaller or stacks",
+        ),
+        ({"frame_stack": FrameStack(4)}, r"28,224 bytes \(one of 4 frames a slot\) needs 2\.0 GiB"),
+        (
+            {"capacity": 10_000, "checkpoint_bytes": 2**30},  # 0.8 GiB, and as much for the copy
+            r"with 0\.8 GiB for its copy in a checkpoint, needs 1\.6 GiB.*=6300 or less.*checkpoint\.replay_gib=0",
+        ),
+    ],
+)
+def test_a_replay_that_memory_does_not_hold_is_refused_before_it_is_made(
+    settings: dict, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("agent.memory", "agent.replay"):
+        monkeypatch.setattr(f"{module}.free_memory", lambda device: 2**30)
+    monkeypatch.setattr(torch, "zeros", None)
     with pytest.raises(UserError, match=message):
-        Replay(3, 1, 100_000, 4 * 84 * 84, 1, 3, torch.full((3,), 0.9), obs_dtype=torch.uint8)
+        Replay(3, 1, gamma=torch.full((3,), 0.9), **{"capacity": 100_000} | ATARI | settings)
 
 
-def test_memory_that_is_free_is_found() -> None:
-    assert 2**20 < available_memory() < 2**50
+def test_observations_that_memory_does_not_hold_whole_are_not_unstacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    replay = Replay(1, 1, 1000, gamma=torch.tensor([0.9]), frame_stack=FrameStack(4), **ATARI)
+    for module in ("agent.memory", "agent.replay"):
+        monkeypatch.setattr(f"{module}.free_memory", lambda device: 2**20)
+    with pytest.raises(
+        UserError, match=r"\(whole\) needs 0\.0 GiB, but 0\.0 GiB of memory are free; use replay_capacity"
+    ):
+        replay.unstack_()

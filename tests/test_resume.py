@@ -313,6 +313,20 @@ def test_a_replay_too_large_for_checkpoints_is_filled_again(
         assert {70, 102} <= measured and not measured & set(range(72, 101)), metric
 
 
+def test_a_run_stopped_while_its_replay_is_filled_again_learns_where_it_would_have(
+    tmp_path: Path, stop_at: Callable[[int], None]
+) -> None:
+    """The first stop leaves its replay out; at the second it is small enough to be saved."""
+    settings = ["checkpoint.replay_gib=4e-6", "log_every_env_steps=1", "tau.schedule=adaptive"]  # about 50 steps
+    for name, steps in (("once", [69]), ("twice", [69, 80])):
+        for env_steps in steps:
+            stop_at(env_steps)
+            with pytest.raises(Stopped):
+                train(short(tmp_path / name, *settings), resume=True)
+        train(short(tmp_path / name, *settings), resume=True)
+    assert_same(tmp_path / "twice", tmp_path / "once")
+
+
 def test_a_second_signal_ends_the_process_at_once() -> None:
     child = os.fork()
     if child == 0:

@@ -38,7 +38,7 @@ class Task(NamedTuple):
     has_masks: bool
     normalizer: ObservationNormalizer
     device: torch.device
-    frame_stack: FrameStack | None = None  # how observations stack frames, if they do
+    frame_stack: FrameStack = FrameStack()  # how observations stack frames, if they do
 
 
 @runtime_checkable
@@ -98,6 +98,11 @@ class Algorithm(Protocol):
     def state(self) -> State:
         """All tensors that change, by name; those of a replay under "replay/"."""
         ...
+
+    @property
+    def keeps_frames(self) -> bool:
+        """Whether a replay keeps each frame of a stack once, and relies on the next observation to repeat it."""
+        return False
 
     def unstack_(self) -> None:
         """Observations do not stack frames after all. The one call that tensors need not outlive in place."""

@@ -29,11 +29,10 @@ class OffPolicy(Algorithm):
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
         self.streams = RandomStreams(member_seeds(self.seeds, "learner"), self.device)
-        self.learns_from = learns_from(config)
+        self.learns_from = torch.tensor(learns_from(config))  # on the CPU: later where a replay is filled again
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
         self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
         self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
-        stack = task.frame_stack
         self.replay = Replay(
             self.num_members,
             self.num_envs,
@@ -43,8 +42,8 @@ class OffPolicy(Algorithm):
             self.largest_n,
             self.per_member("gamma"),
             max_steps=config.total_env_steps,
-            frame_stack=1 if stack is None else stack.num_frames,
-            frame_order=None if stack is None else stack.frame_major,
+            frame_stack=task.frame_stack,
+            checkpoint_bytes=int(config.checkpoint.replay_gib * 2**30) if config.checkpoint.every_env_steps else 0,
             obs_dtype=task.obs_dtype,
             mask_shape=(task.actions.num_factors, task.actions.width) if task.has_masks else None,
             device=self.device,
@@ -76,10 +75,8 @@ class OffPolicy(Algorithm):
         return env_steps < self.config.learning_starts
 
     def updates_due(self, env_steps: int) -> int:
-        before, now = env_steps - self.num_envs, env_steps
-        return updates_until(self.config, now - self.learns_from) - updates_until(
-            self.config, before - self.learns_from
-        )
+        since = env_steps - int(self.learns_from)
+        return updates_until(self.config, since) - updates_until(self.config, since - self.num_envs)
 
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
@@ -97,6 +94,10 @@ class OffPolicy(Algorithm):
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs), self.replay.masks(window, length)
 
+    @property
+    def keeps_frames(self) -> bool:
+        return self.replay.frame_stack.num_frames > 1
+
     def unstack_(self) -> None:
         self.replay.unstack_()
 
@@ -104,10 +105,11 @@ class OffPolicy(Algorithm):
         self.replay.make_room_({name.removeprefix("replay/"): saved[name] for name in saved if "replay/" in name})
 
     def refill_replay_(self, env_steps: int) -> None:
-        self.learns_from += env_steps
+        self.learns_from.fill_(learns_from(self.config) + env_steps)
 
     def state(self) -> State:
-        return {**named("replay", self.replay.state()), **named("streams", self.streams.state())}
+        state: State = {"learns_from": self.learns_from}
+        return {**state, **named("replay", self.replay.state()), **named("streams", self.streams.state())}
 
 
 def learns_from(config: Config) -> int:

@@ -7,6 +7,7 @@ Every step of an episode is used once, in the first update after the episode end
 update is finished under the newer policy; its earlier steps are at most a few small updates old.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from agent.algorithms.base import Algorithm, Task
 from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.estimators import gumbel
+from agent.memory import require_memory
 from agent.metrics import METRICS
 from agent.networks.heads import make_actor, with_head
 from agent.networks.modules import build_network, network_spec
@@ -75,6 +77,12 @@ class Reinforce(Algorithm):
 
         self.update_every = max(1, self.settings.rollout_steps // self.num_envs)  # vector steps
         shape = (self.update_every + self.settings.max_episode_steps, self.num_members, self.num_envs)
+        require_memory(
+            math.prod(shape) * num_bytes_of_step(task) * (1 if config.checkpoint.every_env_steps is None else 2),
+            device,
+            "the buffer of REINFORCE for episodes not yet learned from, with its copy in a checkpoint,",
+            "lower reinforce.max_episode_steps, train fewer members, or make observations smaller with a wrapper",
+        )
         self.obs = torch.zeros((*shape, *task.obs_shape), dtype=task.obs_dtype, device=device)
         self.action = torch.zeros((*shape, self.actions.num_factors), dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "L P E K N"] | None = None
@@ -233,6 +241,12 @@ class Reinforce(Algorithm):
         mean = weighted_mean(advantage, weight).unsqueeze(-1)
         std = weighted_mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
         return advantage / (std + 1e-8)
+
+
+def num_bytes_of_step(task: Task) -> int:
+    """That one step of an environment takes in the buffer."""
+    mask = math.prod(task.actions.shape) if task.has_masks else 0
+    return math.prod(task.obs_shape) * task.obs_dtype.itemsize + 8 * task.actions.num_factors + mask + 6
 
 
 def weighted_mean(x: Float[Tensor, "P B"], weight: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:

@@ -49,6 +49,7 @@ class CheckpointInfo(BaseModel):
     format: Literal[5] = 5
     env_steps: int = Field(ge=0)  # of a member
     num_updates: int = Field(ge=0)
+    updates_before_refill: int = Field(0, ge=0)  # of them, before the run last resumed with an empty replay; else 0
     milestones: dict[str, int]  # where the next log line, evaluation, … is due
     elapsed_seconds: float = Field(ge=0)
     metrics_bytes: int = Field(ge=0)  # of metrics.jsonl

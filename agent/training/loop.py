@@ -19,7 +19,7 @@ from agent.seeding import member_seeds
 from agent.state import State, named
 from agent.training.acceleration import Compiled, CudaGraphs, Runner, pays_to_compile, run_plain
 from agent.training.accumulators import EpisodeStatistics, MetricMeans
-from envs import ACTION_MASK_KEY, Masks, VectorEnvironment, find_frame_stack
+from envs import ACTION_MASK_KEY, FrameStack, Masks, VectorEnvironment, find_frame_stack
 from envs.random_streams import RandomStreams
 from envs.vector_environment import Step
 
@@ -44,7 +44,7 @@ class TrainingLoop:
         self.config, self.env, self.device = config, env, device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
-        stack = find_frame_stack(env, member_seeds(self.seeds, "environments", 0))
+        stack = find_frame_stack(env, [0] * self.num_members)  # the same for all: a member depends on no other
         env.expect_frame_stack_(stack)
         first_obs = env.reset(member_seeds(self.seeds, "environments"))  # first: it tells whether there are masks
         require_masks_asked_for(config, env)
@@ -55,7 +55,7 @@ class TrainingLoop:
             obs_dtype=torch.uint8 if env.observations.are_bytes else torch.float32,
             actions=ActionSpace(env.actions.num_choices, device),
             has_masks=env.masks is not None,
-            frame_stack=stack,
+            frame_stack=stack or FrameStack(),
             normalizer=self.normalizer,
             device=device,
         )
@@ -73,7 +73,6 @@ class TrainingLoop:
         self.normalizer.update_(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.keeps_frames = stack is not None
         self.check_stop = check_stop
         self.run_whole, self.run_part = self.runners()
         self.act(uniform=self.learner.is_warming_up(0))
@@ -122,7 +121,7 @@ class TrainingLoop:
     def step(self, action: Int[Tensor, "PE K"]) -> None:
         """Takes the actions in every environment."""
         self.transition = self.env.step(action)
-        if self.keeps_frames and not self.env.frame_stack_holds:
+        if self.learner.keeps_frames and not self.env.frame_stack_holds:
             logger.warning(
                 "%s: observations look like stacked frames, but one did not repeat the frames of the one before: from "
                 "here on the replay keeps whole observations",
@@ -132,8 +131,9 @@ class TrainingLoop:
 
     def keep_whole_observations_(self) -> None:
         """The replay gets other tensors, so what was compiled or captured is of no use any more."""
-        self.keeps_frames = False
         self.learner.unstack_()
+        if self.compiles:
+            torch.compiler.reset()  # frees the tensors that its programs hold
         self.run_whole, self.run_part = self.runners()
 
     def store(self) -> None:

@@ -17,6 +17,7 @@ from agent.commands import command
 from agent.config import Config
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
+from agent.memory import told_if_it_runs_out
 from agent.metrics import METRICS
 from agent.policy import MemberInfo, Policy, describe_policy
 from agent.seeding import member_seeds
@@ -44,6 +45,10 @@ from envs import UserError, VectorEnvironment
 from envs.random_streams import RandomStreams
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
+OUT_OF_MEMORY = (
+    "fewer members or environments, a lower replay_capacity, batch_size or hidden_sizes, or a wrapper that makes "
+    "observations smaller need less"
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +67,7 @@ def train(config: Config, *, resume: bool = False, callbacks: Sequence[Callback]
     if resume and is_finished(config):
         return Path(str(config.run_dir))
     with contextlib.ExitStack() as stack:
+        stack.enter_context(told_if_it_runs_out(OUT_OF_MEMORY))
         trainer = Trainer(config, stack, resume=resume, callbacks=callbacks)
         trainer.run()
     return trainer.run_dir
@@ -250,6 +256,7 @@ class Trainer:
         info = CheckpointInfo(
             env_steps=self.env_steps,
             num_updates=self.loop.num_updates,
+            updates_before_refill=self.updates_before_refill,
             milestones={name: milestones.next for name, milestones in self.milestones.items()},
             elapsed_seconds=time.perf_counter() - self.started,
             metrics_bytes=self.tracker.num_bytes(),
@@ -262,6 +269,7 @@ class Trainer:
             config=self.config.model_dump(),
             versions=self.versions,
         )
+        self.checkpoints.wait()  # first: of a large replay there is room for one copy
         state = self.without_large_replay(self.state())
         tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
         self.checkpoints.save(info, tensors)
@@ -281,6 +289,8 @@ class Trainer:
         if any(name.startswith(REPLAY) for name in self.state()) and not self.keeps_replay:
             self.loop.learner.refill_replay_(info.env_steps)
             self.updates_before_refill = info.num_updates
+        else:
+            self.updates_before_refill = info.updates_before_refill
         self.gradients = {
             name.removeprefix("gradients/"): tensor.to(self.device)
             for name, tensor in tensors.items()
