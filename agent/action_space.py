@@ -11,7 +11,8 @@ IMPOSSIBLE = -1e30  # logit of a padding choice: probability exactly 0, and 0 * 
 
 
 class ActionSpace:
-    """K factors of n_k choices each: Discrete(n) is K = 1; MultiDiscrete, MultiBinary and binned Box have K > 1."""
+    """K factors of n_k choices each: Discrete(n) is K = 1; MultiDiscrete, MultiBinary, binned Box, Tuple and Dict have
+    K > 1."""
 
     def __init__(self, num_choices: Sequence[int], device: torch.device | str = "cpu") -> None:
         self.num_choices = tuple(num_choices)

@@ -59,7 +59,9 @@ class EnvSettings(Section):
     )
     kwargs: Kwargs = Field({}, description="keyword arguments of the environment's constructor")
     action_bins: int | None = Field(
-        None, ge=2, description="choices per dimension of a Box action space, ends included"
+        None,
+        ge=2,
+        description="choices per dimension of a Box action space, or of each Box in a Tuple or Dict, ends included",
     )
     wrappers: list[WrapperConfig] = Field(
         [],
@@ -94,9 +96,11 @@ class EnvSettings(Section):
     )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,
-        description="key of info under which the environment gives the mask of its legal choices, if it does: others "
-        "are never taken, nor count in the critic's target. Bool or int8; [n] for Discrete; [sum of n_k], or an array "
-        "[n_k] for each factor, for MultiDiscrete; [2n] or [n, 2] for MultiBinary; null: masks are ignored",
+        description="key under which the environment gives the mask of its legal choices, if it does: others are never "
+        "taken, nor count in the critic's target. Looked up in Dict observations, where the mask is then no feature, "
+        "else in info; else the environment's method action_masks() is called, unless another key is set. Bool, or "
+        "numbers 0 and 1; [n] for Discrete; [sum of n_k], or an array [n_k] for each factor, for MultiDiscrete; [2n] "
+        "or [n, 2] for MultiBinary; for Tuple and Dict a mask for each part; null: masks are ignored",
     )
 
     @model_validator(mode="after")

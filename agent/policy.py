@@ -30,7 +30,7 @@ from envs.errors import UserError
 from envs.importing import OWN_CLASS, is_ours
 from envs.masks import MaskReader
 from envs.random_streams import RandomStreams
-from envs.spaces import FactoredActions, FlatObservations, space_from_json, space_to_json
+from envs.spaces import FactoredActions, FlatObservations, are_same, space_from_json, space_to_json
 
 
 class PolicyError(UserError):
@@ -75,7 +75,7 @@ class PolicyInfo(BaseModel):
     env: EnvSettings
     observation_space: dict[str, Any]
     action_space: dict[str, Any]
-    action_mask_key: str | None = None  # of info, where the mask is that the policy needs; none: it needs none
+    action_mask_key: str | None = None  # of the mask that the policy needs, see envs.masks; none: it needs none
     network: NetworkInfo
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
@@ -97,6 +97,8 @@ class Policy:
         policy = Policy.load("runs/x")
         action = policy.act(obs)          # greedy; numpy in, an action the environment accepts out
         action = policy.act(obs, action_mask=info["action_mask"])       # one of the legal actions
+
+    Where observations have the mask, as obs["action_mask"], it is taken from them.
 
     `choose` is the same on tensors, for all members at once.
     """
@@ -131,25 +133,31 @@ class Policy:
     def act(self, obs: Any, *, sampled: bool = False, action_mask: Any = None) -> Any:
         """An action for one observation, or a batch of actions for a batch of observations.
 
+        Of a Tuple or Dict action space: a tuple or dict of each part's action, for a batch each part batched, as
+        Gymnasium's vector environments take them.
+
         Args:
-            obs: as the environment gives it, alone or batched along a new first axis.
+            obs: as the environment gives it, alone or batched along a new first axis. Parts that the policy was
+                trained without, as texts, may be in it.
             sampled: draw from the policy instead of taking its most probable action.
-            action_mask: of the legal choices, as the environment gives it in `info`; one, or a batch for a batch. A
-                policy trained with masks needs it, any other may have it.
+            action_mask: of the legal choices, as the environment gives it in `info` or by `action_masks()`; one, or a
+                batch for a batch. A policy trained with masks needs it, unless `obs` has it; any other may have it.
         """
         if self.num_members != 1:
             raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
         batched = self.observations.is_batch(obs)
         flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
+        if action_mask is None and isinstance(obs, Mapping) and self.info.action_mask_key is not None:
+            action_mask = obs.get(self.info.action_mask_key)
         mask = None if action_mask is None else self.read_masks(action_mask if batched else [action_mask], len(flat))
-        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled, mask=mask)[0]
-        decoded = self.factored.decode(action.numpy())
-        return decoded if batched else decoded[0]
+        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled, mask=mask)[0].numpy()
+        return self.factored.decode(action) if batched else self.factored.decode_each(action)[0]
 
     def read_masks(self, masks: Any, num_obs: int) -> Bool[Tensor, "1 E K N"]:
         """Masks as the user has them; PolicyError where they do not fit the actions or leave none."""
+        reader = self.mask_reader
         try:
-            read = self.mask_reader.read_each(masks)
+            read = reader.read_batch(masks) if reader.is_batch(masks) else reader.read_each(masks)
         except UserError as error:
             raise PolicyError(f"got {error}") from None
         if len(read) != num_obs:
@@ -166,8 +174,8 @@ class Policy:
         """The most probable choice of each factor, or one drawn from the policy; of the legal ones with a mask."""
         if mask is None and (key := self.info.action_mask_key) is not None:
             raise PolicyError(
-                f"this policy was trained with masks of legal choices and needs info['{key}'] of every observation; "
-                "Policy.act takes it as action_mask"
+                f"this policy was trained with masks of legal choices and needs one with every observation: in it as "
+                f"obs['{key}'], in info['{key}'], or by env.action_masks(); Policy.act takes it as action_mask"
             )
         logits = self.actor(self.normalizer(obs), mask)
         if sampled:
@@ -269,8 +277,9 @@ class Policy:
         arguments = {key: made[key] for key in ("env_id", "kwargs", "wrappers", "preprocessing")}
         env = make_single(render_mode=render_mode, **arguments)
         try:
-            self.check_spaces(env.observation_space, env.action_space, arguments["env_id"])
-        except PolicyError:
+            encoded = FlatObservations(env.observation_space, made["action_mask_key"]).space
+            self.check_spaces(encoded, env.action_space, arguments["env_id"])
+        except UserError:
             env.close()
             raise
         return env
@@ -297,11 +306,12 @@ class Policy:
         self.check_spaces(env.observations.space, env.actions.space, env.spec_id)
 
     def check_spaces(self, observation_space: spaces.Space, action_space: spaces.Space, env_id: str) -> None:
+        """`observation_space`: of what is encoded."""
         for what, own, other in (
             ("observations", self.observations.space, observation_space),
             ("actions", self.factored.space, action_space),
         ):
-            if own != other:
+            if not are_same(own, other):
                 hint = ""
                 if self.info.env.id.rpartition(":")[2] == env_id.rpartition(":")[2]:
                     hint = "; settings under env. change what it gives: kwargs, wrappers, preprocessing"
@@ -367,8 +377,7 @@ def info_in_new_format(info: Any) -> Any:
     if info.get("format") == 3 and "env" not in info:
         of_env = {"env_id": "id", "env_kwargs": "kwargs", "action_bins": "action_bins"}
         env = {new: info[old] for old, new in of_env.items() if old in info}
-        if (key := info.get("action_mask_key")) is not None:
-            env["action_mask_key"] = key
+        env["action_mask_key"] = info.get("action_mask_key")  # without one, a mask in the observation was a feature
         info = {key: value for key, value in info.items() if key not in of_env} | {"format": 4, "env": env}
     return info
 

@@ -61,8 +61,8 @@ def make(
         on_error: what envs.guard.Guard does where an environment fails; for those that it can be put around.
         timeout_seconds: longest wait for a step of "async" environments.
         reward_weights: of an environment with several rewards, whose weighted sum is the reward.
-        action_mask_key: of `info`, where the environment gives the mask of its legal choices, if it gives any, in one
-            of the forms of envs.masks.MaskReader; None: masks are ignored.
+        action_mask_key: where the environment gives the mask of its legal choices, if it gives any: see envs.masks.
+            None: masks are ignored.
 
     Raises:
         UserError: such an environment cannot be made.
@@ -170,6 +170,8 @@ def _vector_class_fits(single: SingleEnv) -> bool:
         return False
     single.check()
     with closing(single()) as one, closing(_construct_vector_class(single, 1)) as vector_env:
+        if one.has_wrapper_attr("action_masks"):
+            return False  # a vector class has no such method
         own = (one.observation_space, one.action_space)
         return own == (vector_env.single_observation_space, vector_env.single_action_space)
 

@@ -12,6 +12,8 @@ import gymnasium
 import numpy as np
 
 from envs.errors import UserError
+from envs.masks import MaskSource
+from envs.spaces import encodable, left_out
 from envs.values import Misfit, as_tuple, fitting_flag, fitting_obs, fitting_reward, immoderate
 from envs.vector_environment import segment_seed
 
@@ -39,7 +41,7 @@ class Guard(gymnasium.Wrapper):
 
     The last observation of an episode is copied: some environments write the next episode into the same array, and
     under SAME_STEP autoreset Gymnasium holds on to it while it resets. Of the infos only the action mask is kept: no
-    other is read, and Gymnasium cannot batch all of them.
+    other is read, and Gymnasium cannot batch all of them. Parts of an observation that are no numbers are dropped.
 
     Args:
         on_error: "stop" raises UserError where the environment raises, or returns what does not fit its spaces or is
@@ -58,10 +60,15 @@ class Guard(gymnasium.Wrapper):
     ) -> None:
         super().__init__(env)
         self.remake = remake
-        self.action_mask_key, self.restarts_on_error = action_mask_key, on_error == "restart"
+        self.mask_source, self.restarts_on_error = MaskSource(env, action_mask_key), on_error == "restart"
         self.reward_weights = reward_weights
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
-        self.space = env.observation_space
+        self.left_out = left_out(env.observation_space)
+        try:
+            self.space = self.observation_space = encodable(env.observation_space)
+        except UserError as error:
+            env.close()  # nobody else holds it
+            raise UserError(f"{self.name} has {error}") from None
         self.seed: int | None = None  # none before the first seeded reset
         self.segment, self.num_steps = 0, 0
         self.num_failures, self.has_worked = 0, False
@@ -83,13 +90,13 @@ class Guard(gymnasium.Wrapper):
             obs, reward, terminated, truncated, info = as_tuple(self.env.step(action), "step")
             obs, reward = self.checked(obs), self.checked_reward(reward)
             terminated, truncated = fitting_flag(terminated, "terminated"), fitting_flag(truncated, "truncated")
+            info = self.mask_source.kept(self.env, info, terminated)
         except Exception as error:
             self.replace(error, "step")
             self.num_steps = SEGMENT_STEPS  # the reset that follows is seeded
             obs, info = self.last
             return obs, 0.0, False, True, info | {RESTARTED: True}
         self.num_failures, self.has_worked = 0, True
-        info = self.kept(info)
         if terminated or truncated:
             obs, info = deepcopy((obs, info))
         self.remember(obs, info)
@@ -118,7 +125,7 @@ class Guard(gymnasium.Wrapper):
         while True:
             try:
                 obs, info = as_tuple(self.env.reset(seed=seed, options=options), "reset")
-                obs, info = self.checked(obs), self.kept(info) | restarted
+                obs, info = self.checked(obs), self.mask_source.kept(self.env, info) | restarted
                 self.remember(obs, info)
                 return obs, info
             except Exception as error:
@@ -143,11 +150,6 @@ class Guard(gymnasium.Wrapper):
             error = Misfit(f"{name} that is {what}")
             error.may_pass = not np.isfinite(values).all()
             raise error
-
-    def kept(self, info: Any) -> dict[str, Any]:
-        """What of an info is read."""
-        key = self.action_mask_key
-        return {key: info[key]} if isinstance(info, dict) and key is not None and key in info else {}
 
     def replace(self, error: Exception, call: str) -> None:
         """A new environment in place of one that failed; UserError where that is not wanted or does not help."""

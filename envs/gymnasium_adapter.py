@@ -4,13 +4,15 @@ Axes: P population member · E environment · K action factor · D observation.
 """
 
 import contextlib
+import functools
+import logging
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 import torch
-from gymnasium import logger
+from gymnasium import logger as gymnasium_logger
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from jaxtyping import Float, Int64
@@ -29,12 +31,15 @@ from envs.workers import kill
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
 SEGMENT_STEPS = 100_000  # of a vector class; see GymnasiumAdapter
 
+logger = logging.getLogger(__name__)
+
 
 class GymnasiumAdapter:
     """A Gymnasium vector environment as a VectorEnvironment, whatever its spaces and its autoreset mode.
 
     Several members can share a SyncVectorEnv or an AsyncVectorEnv of guarded environments, which seed each by itself.
-    There are masks where the first reset gives info[action_mask_key].
+    There are masks where observations have the key action_mask_key, or where the first reset gives
+    info[action_mask_key]: see envs.masks.
 
     A vector class is seeded as a whole: all its environments draw from one stream of random numbers. After
     SEGMENT_STEPS steps each environment waits once its episode ends, with steps that are not valid, until the episodes
@@ -70,10 +75,12 @@ class GymnasiumAdapter:
         self.render_fps = vector_env.metadata.get("render_fps", 30)
         self._autoreset = _autoreset_mode(vector_env, self.spec_id)
         try:
-            self.observations = FlatObservations(vector_env.single_observation_space)
+            self.observations = FlatObservations(vector_env.single_observation_space, action_mask_key)
             self.actions = FactoredActions(vector_env.single_action_space, action_bins)
         except UserError as error:
             raise UserError(f"{self.spec_id} has {error}") from None
+        left_out = self._guards.get_attr("left_out")[0] if self._guards else self.observations.left_out
+        _name_left_out(self.spec_id, left_out)
         self._ended = np.zeros(self.num_envs, dtype=np.bool_)
         self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
         self._hand_over = StepTransfer(self.num_envs, self.observations.size, self.device)
@@ -89,7 +96,8 @@ class GymnasiumAdapter:
         self.masks: Masks | None = None
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
-            self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id)
+            space = vector_env.single_observation_space
+            self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id, space)
             self._hand_over_masks = MaskTransfer((self.num_envs, *self._info_masks.reader.exists.shape), self.device)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
@@ -113,7 +121,7 @@ class GymnasiumAdapter:
                 values[self._ended] = 0
         self._check_moderate(reward, "a reward")
         self._ended = terminated | truncated
-        masks = self._read_masks(info, terminated)
+        masks = self._read_masks(batched_obs, info, terminated)
         if self._autoreset is not AutoresetMode.NEXT_STEP and self._ended.any():
             if self._autoreset is AutoresetMode.SAME_STEP:
                 next_obs = self._with_final_obs(obs, info)
@@ -162,8 +170,8 @@ class GymnasiumAdapter:
         segments, num_steps = journal["env/segments"].tolist(), journal["env/num_steps"].tolist()
         actions = journal["env/actions"].numpy().astype(np.int64)
         if self._guards is not None:
-            own = [self.actions.decode(actions[len(actions) - n :, i]) for i, n in enumerate(num_steps)]
-            places = [Segment(*place) for place in zip(self._environment_seeds(), segments, list(own), strict=True)]
+            own = [self.actions.decode_each(actions[len(actions) - n :, i]) for i, n in enumerate(num_steps)]
+            places = [Segment(*place) for place in zip(self._environment_seeds(), segments, own, strict=True)]
             self._guards.set_attr("to_repeat", places)
         obs = self._start(segments[0])
         if self._guards is not None and self._taken is not None:
@@ -210,6 +218,7 @@ class GymnasiumAdapter:
         if self._info_masks is None:
             return obs, None
         self._info_masks.num_steps = 0
+        info = self._info_masks.found(batched_obs, info)
         return obs, self._info_masks.read(info, self._all_valid) if self._info_masks.are_in(info) else None
 
     def _environment_seeds(self) -> list[int]:
@@ -279,14 +288,16 @@ class GymnasiumAdapter:
         reset_obs, info = self.vector_env.reset(options={"reset_mask": ended.copy()})
         if masks is not None and self._info_masks is not None:
             mask, next_mask = masks
+            info = self._info_masks.found(reset_obs, info)
             masks = np.where(ended[:, None, None], self._info_masks.read(info, ended), mask), next_mask
         return np.where(ended[:, None], self._flatten(reset_obs), obs), masks
 
-    def _read_masks(self, info: dict[str, Any], terminated: np.ndarray) -> NumPyMasks | None:
+    def _read_masks(self, obs: Any, info: dict[str, Any], terminated: np.ndarray) -> NumPyMasks | None:
         """The masks at obs and at next_obs after a step, where there are masks. A terminal state needs none."""
         if self._info_masks is None:
             return None
         self._info_masks.num_steps += 1
+        info = self._info_masks.found(obs, info)
         if not self._info_masks.are_in(info):
             return None
         is_new = self._ended if self._autoreset is AutoresetMode.SAME_STEP else np.zeros_like(self._ended)
@@ -316,11 +327,21 @@ class GymnasiumAdapter:
 @contextlib.contextmanager
 def _without_tracebacks() -> Iterator[None]:
     """Gymnasium prints the traceback of an error in a process of its own before it raises it here."""
-    level, logger.min_level = logger.min_level, logger.ERROR + 1
+    level, gymnasium_logger.min_level = gymnasium_logger.min_level, gymnasium_logger.ERROR + 1
     try:
         yield
     finally:
-        logger.min_level = level
+        gymnasium_logger.min_level = level
+
+
+@functools.cache  # once, however many such environments there are
+def _name_left_out(spec_id: str, left_out: tuple[str, ...]) -> None:
+    if left_out:
+        logger.warning(
+            "%s: left out of the observations, because it is not numeric: %s; a wrapper can encode it (env.wrappers)",
+            spec_id,
+            ", ".join(left_out),
+        )
 
 
 def _autoreset_mode(vector_env: VectorEnv, spec_id: str) -> AutoresetMode:

@@ -3,6 +3,7 @@
 Axes: E environment · K action factor · D observation.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = ["FactoredActions", "FlatObservations", "space_from_json", "space_to_j
 
 Discrete = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Path = tuple[Any, ...]  # the keys and indices that lead to an elementary space
+Leaf = spaces.Box | Discrete  # what has numbers
 
 
 class _Numbers:
@@ -55,13 +57,18 @@ class _OneHot:
 class FlatObservations:
     """Turns the observations of any supported space into float32 vectors, in the order of Gymnasium's `flatten`.
 
+    Parts of a Dict or a Tuple that are no numbers, as Text, are left out, and so is a mask of actions in a Dict.
+    Observations may have these parts or not.
+
+    space: of what is encoded. left_out: names of the parts that are no numbers.
     size: D, the length of a vector. binary: bool [D], True for one-hot and binary entries, which are never normalised.
     are_bytes: whether every entry is a whole number from 0 to 255.
     """
 
-    def __init__(self, space: Space) -> None:
-        self.space = space
-        self._leaves = tuple(_leaves(space, ()))
+    def __init__(self, space: Space, action_mask_key: str | None = None) -> None:
+        self.space = encodable(without_mask(space, action_mask_key))
+        self.left_out = left_out(space)
+        self._leaves = tuple((path, _encoder(leaf)) for path, leaf in _leaves(self.space))
         self.size = sum(encoder.size for _, encoder in self._leaves)
         if self.size == 0:
             raise UserError(f"observation space {space}, which is empty")
@@ -92,51 +99,155 @@ class FactoredActions:
     """Any discrete action space as K categoricals.
 
     Discrete has one factor; MultiDiscrete and MultiBinary one for each entry; Box one for each entry, cut into `bins`
-    equidistant values that include both ends of the entry's range. num_choices: choices of each factor, length K.
+    equidistant values that include both ends of the entry's range; Tuple and Dict those of their parts, one part after
+    the other.
+
+    num_choices: choices of each factor, length K. parts: those of a Tuple or a Dict, by index or key; of others none.
     """
 
     num_choices: tuple[int, ...]
 
     def __init__(self, space: Space, bins: int | None = None) -> None:
-        if not isinstance(space, spaces.Box | Discrete):
-            raise UserError(
-                f"action space {space}, which is not supported: "
-                "use Discrete, MultiDiscrete, MultiBinary, or Box with env.action_bins"
-            )
-        self.space = space
-        self._shape, self._dtype = space.shape or (), space.dtype
-        self._levels: np.ndarray | None = None  # of a Box: the values [K, bins] that its factors choose from
-        if isinstance(space, spaces.Box):
-            self._levels = _levels(space, bins)
-            self._factor = np.arange(len(self._levels))
-            self.num_choices = self._levels.shape[1:] * len(self._levels)
-        elif bins is not None:
+        if bins is not None and _is_discrete(space):
             raise UserError(f"action space {space}: it is discrete already, leave env.action_bins unset")
+        self.space = space
+        self.parts: dict[Any, FactoredActions] = {}
+        match space:
+            case spaces.Dict() | spaces.Tuple():
+                for key, part in _parts(space):
+                    self.parts[key] = FactoredActions(part, None if _is_discrete(part) else bins)
+                self.num_choices = tuple(n for part in self.parts.values() for n in part.num_choices)
+                ends = itertools.accumulate(len(part.num_choices) for part in self.parts.values())
+                self._columns = list(itertools.starmap(slice, itertools.pairwise([0, *ends])))  # of each part
+            case spaces.Box():
+                self._levels = _levels(space, bins)  # the values [K, bins] that the factors choose from
+                self._factor = np.arange(len(self._levels))
+                self.num_choices = self._levels.shape[1:] * len(self._levels)
+            case spaces.Discrete() | spaces.MultiDiscrete() | spaces.MultiBinary():
+                self._start = _starts(space)
+                self.num_choices = tuple(_counts(space).tolist())
+            case _:
+                raise UserError(
+                    f"action space {space}, which is not supported: use Discrete, MultiDiscrete, MultiBinary, "
+                    "Box with env.action_bins, or a Tuple or Dict of these"
+                )
+        if not self.num_choices:
+            raise UserError(f"action space {space}, which is empty")
+
+    def decode(self, factors: Int64[np.ndarray, "*batch K"]) -> Any:
+        """Returns the environment's actions, batched as `factors`, in the dtype and shape of the space.
+
+        Of a Tuple or Dict: a tuple or dict of its parts' actions, as Gymnasium's vector environments take them.
+        """
+        if self.parts:
+            columns = zip(self.parts.items(), self._columns, strict=True)
+            decoded = {key: part.decode(factors[..., own]) for (key, part), own in columns}
+            return decoded if isinstance(self.space, spaces.Dict) else tuple(decoded.values())
+        if isinstance(self.space, spaces.Box):
+            values = self._levels[self._factor, factors]
         else:
-            self._start = _starts(space)
-            self.num_choices = tuple(_counts(space).tolist())
+            values = factors + self._start
+        return values.astype(self.space.dtype, copy=False).reshape(factors.shape[:-1] + (self.space.shape or ()))
 
-    def decode(self, factors: Int64[np.ndarray, "*batch K"]) -> np.ndarray:
-        """Returns the environment's actions, batched as `factors`, in the dtype and shape of the space."""
-        values = factors + self._start if self._levels is None else self._levels[self._factor, factors]
-        return values.astype(self._dtype, copy=False).reshape(factors.shape[:-1] + self._shape)
+    def decode_each(self, factors: Int64[np.ndarray, "E K"]) -> list[Any]:
+        """Returns the actions one by one, each as a single environment takes it."""
+        decoded = self.decode(factors)
+        return [_index(decoded, i) for i in range(len(factors))]
 
 
-def _leaves(space: Space, path: Path) -> Iterator[tuple[Path, _Numbers | _OneHot]]:
+def encodable(space: Space) -> Space:
+    """The space of an observation without the parts that are no numbers, as Text. UserError where nothing remains.
+
+    A Dict loses their keys; a Tuple has empty Tuples in their place.
+    """
+    encoded = _encodable(space)
+    if encoded is None:
+        raise UserError(
+            f"observation space {space}, which is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
+            "Dict or Tuple, or a wrapper that turns observations into one of these (env.wrappers)"
+        )
+    return encoded
+
+
+def left_out(space: Space) -> tuple[str, ...]:
+    """Names and kinds of the parts of an observation that are no numbers."""
+    parts = [(".".join(map(str, path)), leaf) for path, leaf in _leaves(space) if not isinstance(leaf, Leaf)]
+    return tuple(f"'{name}' ({type(leaf).__name__})" for name, leaf in parts)
+
+
+def has_mask(space: Space, action_mask_key: str | None) -> bool:
+    """Whether observations come with the mask of the legal actions: in PettingZoo's convention, a key of a Dict."""
+    return isinstance(space, spaces.Dict) and action_mask_key in space.spaces
+
+
+def without_mask(space: Space, action_mask_key: str | None) -> Space:
+    """The space of an observation without the mask of the legal actions."""
+    if not has_mask(space, action_mask_key):
+        return space
+    parts = {key: part for key, part in _parts(space) if key != action_mask_key}
+    if not parts:
+        raise UserError(
+            f"observation space {space}, which has nothing to observe besides the mask of legal actions; "
+            "env.action_mask_key=null makes an observation of the mask"
+        )
+    return spaces.Dict(parts, sort_keys=False)
+
+
+def are_same(space: Space, other: Space) -> bool:
+    """Whether two spaces are equal and flatten in the same order; Gymnasium's == ignores the order of a Dict's keys."""
+    return space == other and [path for path, _ in _leaves(space)] == [path for path, _ in _leaves(other)]
+
+
+def _encodable(space: Space) -> Space | None:
     match space:
-        case spaces.Box() | spaces.MultiBinary():
-            yield path, _Numbers(space)
-        case spaces.Discrete() | spaces.MultiDiscrete():
-            yield path, _OneHot(space)
-        case spaces.Dict() | spaces.Tuple():
-            parts = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-            for key, part in parts:
-                yield from _leaves(part, (*path, key))
-        case _:
-            raise UserError(
-                f"observation space {space}, which is not supported: use Box, Discrete, MultiDiscrete, MultiBinary, "
-                "Dict or Tuple"
-            )
+        case spaces.Dict():
+            parts = {key: own for key, part in _parts(space) if (own := _encodable(part)) is not None}
+            return spaces.Dict(parts, sort_keys=False) if parts else None
+        case spaces.Tuple():
+            encoded = [_encodable(part) for part in space.spaces]
+            if all(part is None for part in encoded):
+                return None
+            return spaces.Tuple([spaces.Tuple([]) if part is None else part for part in encoded])
+    return space if isinstance(space, Leaf) else None
+
+
+def _parts(space: Space) -> list[tuple[Any, Space]]:
+    """The parts of a Dict or a Tuple by key or index; of another space none."""
+    match space:
+        case spaces.Dict(spaces=parts):
+            return list(parts.items())
+        case spaces.Tuple(spaces=parts):
+            return list(enumerate(parts))
+    return []
+
+
+def _leaves(space: Space, path: Path = ()) -> Iterator[tuple[Path, Space]]:
+    """The elementary spaces of a space, and the keys and indices that lead to each."""
+    if not isinstance(space, spaces.Dict | spaces.Tuple):
+        yield path, space
+    for key, part in _parts(space):
+        yield from _leaves(part, (*path, key))
+
+
+def _is_discrete(space: Space) -> bool:
+    return all(isinstance(leaf, Discrete) for _, leaf in _leaves(space))
+
+
+def _encoder(space: Space) -> _Numbers | _OneHot:
+    if isinstance(space, spaces.Box | spaces.MultiBinary):
+        return _Numbers(space)
+    assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), f"{space} is not encodable"
+    return _OneHot(space)
+
+
+def _index(batched: Any, i: int) -> Any:
+    """Entry i of a batch, of every part of a dict or a tuple."""
+    match batched:
+        case dict():
+            return {key: _index(part, i) for key, part in batched.items()}
+        case tuple():
+            return tuple(_index(part, i) for part in batched)
+    return batched[i]
 
 
 def _at(obs: Any, path: Path) -> Any:

@@ -46,6 +46,8 @@ def fitting_obs(obs: Any, space: spaces.Space) -> Any:
                 lacking = f" without {missing[0]!r}" if isinstance(obs, dict) else ""
                 raise Misfit(f"an observation{lacking} that is {describe(obs)}; its space is {space}")
             return {key: fitting_obs(obs[key], part) for key, part in space.spaces.items()}
+        case spaces.Tuple(spaces=()):  # in the place of a part that is left out
+            return ()
         case spaces.Tuple():
             if not isinstance(obs, tuple | list) or len(obs) != len(space.spaces):
                 raise Misfit(f"an observation that is {describe(obs)}; its space is {space}")

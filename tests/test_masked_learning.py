@@ -374,7 +374,10 @@ def test_reinforce_learns_the_best_of_the_legal_choices() -> None:
 
 def test_key_under_which_there_is_no_mask_is_refused() -> None:
     env = envs.make("Taxi-v4", 1, action_mask_key="legal")
-    with pytest.raises(ConfigError, match=r"env.action_mask_key: got 'legal', but Taxi-v4 gives no info\['legal'\]"):
+    message = (
+        r"env.action_mask_key: got 'legal', but at its reset Taxi-v4 gives neither obs\['legal'\] nor info\['legal'\]"
+    )
+    with pytest.raises(ConfigError, match=message):
         make_loop(env, "env.action_mask_key=legal")
 
 

@@ -40,7 +40,7 @@ def test_policy_takes_the_only_legal_action_alone_and_batched(
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (None, r"trained with masks of legal choices and needs info\['legal'\]"),
+        (None, r"trained with masks of legal choices and needs one .* in info\['legal'\]"),
         (np.ones(3, np.int8), r"got an action mask of shape \[3\]; expected \[4\]"),
         (np.zeros(4, np.int8), "action mask 0 leaves action factor 0 no legal choice"),
     ],
@@ -100,7 +100,10 @@ def test_environment_without_the_mask_that_a_policy_needs_is_refused(
     taxi_run: Path, unmasked_taxi: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate.main([str(taxi_run), "--env", unmasked_taxi]) == 2
-    assert "needs info['action_mask'] of every observation" in capsys.readouterr().err
+    assert (
+        "needs one with every observation: in it as obs['action_mask'], in info['action_mask']"
+        in capsys.readouterr().err
+    )
 
 
 def test_policy_saved_before_masks_were_known_needs_none(taxi_run: Path, tmp_path: Path) -> None:

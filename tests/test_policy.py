@@ -212,4 +212,4 @@ def test_a_policy_of_format_2_is_read(tmp_path: Path, layer_norm: bool) -> None:
     read = Policy.load(tmp_path, member="all")
     obs = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.actor(obs), policy.actor(obs))
-    assert read.info.env == EnvSettings(id="CartPole-v1", kwargs={"sutton_barto_reward": True})
+    assert read.info.env == EnvSettings(id="CartPole-v1", kwargs={"sutton_barto_reward": True}, action_mask_key=None)

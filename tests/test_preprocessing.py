@@ -115,7 +115,7 @@ def test_nothing_is_printed_where_nothing_is_done() -> None:
 class Recorder:
     """An algorithm that remembers what it is given."""
 
-    is_static, metrics = False, {}  # noqa: RUF012
+    is_static, keeps_frames, metrics = False, False, {}  # noqa: RUF012
 
     def __init__(self, config: Any, task: Task) -> None:
         self.rewards: list[float] = []

@@ -83,13 +83,14 @@ def test_observation_outside_of_a_discrete_space_is_an_error(outside: int) -> No
         spaces.Graph(spaces.Box(0, 1), None),
         spaces.Sequence(spaces.Box(0, 1)),
         spaces.OneOf([spaces.Box(0, 1)]),
-        spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Text(5)}),
+        spaces.Dict({"a": spaces.Tuple([]), "b": spaces.Text(5)}),
     ],
     ids=lambda space: type(space).__name__,
 )
 def test_unsupported_observation_spaces_say_what_is_supported(space: Space) -> None:
     text = (
-        "observation space (Text|Graph|Sequence|OneOf).*, which is not supported: use Box, Discrete, .* Dict or Tuple"
+        "observation space (Text|Graph|Sequence|OneOf|Dict).*, which is not supported: use Box, Discrete, .* Dict or "
+        "Tuple, or a wrapper"
     )
     with pytest.raises(UserError, match=text):
         FlatObservations(space)
@@ -157,7 +158,11 @@ def test_bins_include_both_ends_of_the_range_of_each_entry() -> None:
         (spaces.Box(-1, 1, (1,)), 1, "env.action_bins must be at least 2, the ends of the range; got 1"),
         (spaces.Box(0, 2, (1,), np.int64), 4, "env.action_bins=4 is more than the integers in its range"),
         (spaces.Discrete(2), 3, r"action space Discrete\(2\): it is discrete already, leave env.action_bins unset"),
-        (spaces.Dict({"a": spaces.Discrete(2)}), None, "action space Dict.*, which is not supported: use Discrete"),
+        (spaces.Dict({"a": spaces.Text(2)}), 3, "action space Text.*, which is not supported: use Discrete, .* Dict"),
+        (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), None, "action space Box.*: set env.action_bins"),
+        (spaces.Tuple([spaces.Discrete(2)]), 3, "action space Tuple.*: it is discrete already"),
+        (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple([])}), None, r"Tuple\(\), which is empty"),
+        (spaces.Box(0, 1, (0,)), 3, "action space Box.*, which is empty"),
     ],
 )
 def test_actions_that_cannot_be_factored_say_what_to_do(space: Space, bins: int | None, text: str) -> None:

@@ -207,4 +207,7 @@ def require_masks_asked_for(config: Config, env: VectorEnvironment) -> None:
     """ConfigError where masks are looked for under a key of the user's and there are none."""
     key = config.env.action_mask_key
     if env.masks is None and key not in (None, ACTION_MASK_KEY):
-        raise ConfigError(f"env.action_mask_key: got '{key}', but {env.spec_id} gives no info['{key}'] at its reset")
+        raise ConfigError(
+            f"env.action_mask_key: got '{key}', but at its reset {env.spec_id} gives neither obs['{key}'] nor "
+            f"info['{key}']"
+        )

@@ -254,6 +254,8 @@ def _mask_padder(
 
 def _decoder(space: Space, actions: FactoredActions, device: torch.device) -> Callable[[Int64[Tensor, "E K"]], Tensor]:
     """What FactoredActions.decode does to a batch, for tensors."""
+    if actions.parts:
+        raise UserError(f"action space {space}: tensors have Box, Discrete, MultiDiscrete or MultiBinary only")
     if isinstance(space, spaces.Discrete) and space.start == 0:
         return lambda action: action[:, 0]
     choice = np.minimum(np.arange(max(actions.num_choices))[:, None], np.array(actions.num_choices) - 1)  # [N, K]
