@@ -12,7 +12,6 @@ from pydantic import (
     Field,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
     field_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -41,7 +40,7 @@ class Section(BaseModel):
 
     @field_validator("*", mode="before")
     @classmethod
-    def kinds_are_not_mixed(cls, value: Any, info: ValidationInfo) -> Any:
+    def kinds_are_not_mixed(cls, value: Any, info: Any) -> Any:
         require_kind(value, cls.model_fields[str(info.field_name)].annotation)
         return value
 
