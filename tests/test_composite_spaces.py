@@ -26,7 +26,7 @@ from composite_env import (
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, iterate
-from test_masks import legal_actions
+from test_masks import Turnstile, legal_actions
 from test_policy import make_policy
 from test_resume import assert_same, short, stop_at
 from torch import Generator
@@ -38,7 +38,7 @@ from agent.config import Config
 from agent.evaluation import make_env
 from agent.exit_codes import Stopped
 from agent.training.trainer import train
-from envs import UserError, VectorEnvironment
+from envs import TensorEnv, UserError, VectorEnvironment
 
 __all__ = ["stop_at"]  # a fixture
 MODES = [(ENV_ID, "sync"), (ENV_ID, "async"), (VECTOR_ID, "vector_entry_point")]
@@ -173,6 +173,16 @@ def test_mask_that_does_not_fit_names_the_leaf(mask: Any, message: str) -> None:
     with closing(envs.make("Fails-v0", 1, kwargs={"mask": mask}, action_bins=3)) as env:
         with pytest.raises(UserError, match=message):
             env.reset([0])
+
+
+def test_tensor_environments_do_not_take_them() -> None:
+    class Nested(Turnstile):
+        action_space = spaces.Dict({"gear": spaces.Discrete(3)})
+
+    with pytest.raises(
+        UserError, match="action space Dict.*: tensors have Box, Discrete, MultiDiscrete or MultiBinary"
+    ):
+        TensorEnv(Nested(2))
 
 
 COMPOSITE = [
@@ -375,6 +385,7 @@ def test_a_run_that_was_stopped_continues_and_is_evaluated_and_filmed(
         train(composite_run(tmp_path / "run", mask))
     run = train(composite_run(tmp_path / "run", mask), resume=True)
     assert_same(run, whole)
+    Policy.load(run).make_env().close()  # it fits
     (row,) = evaluate(run, episodes=3)
     assert set(row["greedy"]["lengths"]) == {EPISODE}
     pytest.importorskip("imageio_ffmpeg")
