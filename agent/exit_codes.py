@@ -3,7 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
-from typing import IO
+from typing import Any
 
 from envs.errors import UserError
 
@@ -16,7 +16,7 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def replace_what_cannot_be_shown(stream: IO[str]) -> None:
+def replace_what_cannot_be_shown(stream: Any) -> None:
     """Has a stream whose encoding lacks a character write "?" in its place, instead of an exception."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors="replace")

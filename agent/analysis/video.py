@@ -91,7 +91,7 @@ def show(env: VectorEnvironment, add: Callable[[Picture], None]) -> None:
 
 
 @contextlib.contextmanager
-def mp4(path: Path, fps: float) -> Iterator[Callable[[Picture], None]]:
+def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
     """Yields a function that adds a picture to the file: ValueError where it has another size than the first.
 
     OSError where ffmpeg fails.
