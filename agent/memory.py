@@ -66,7 +66,7 @@ def require_memory(num_bytes: int, device: torch.device, what: str, instead: str
 
 @contextlib.contextmanager
 def told_if_it_runs_out(instead: str) -> Iterator[None]:
-    """Makes a UserError of memory that could not be had, whoever asked for it."""
+    """Turns any failed allocation of memory into a UserError."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:

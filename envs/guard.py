@@ -41,7 +41,7 @@ class Guard(gymnasium.Wrapper):
 
     The last observation of an episode is copied: some environments write the next episode into the same array, and
     under SAME_STEP autoreset Gymnasium holds on to it while it resets. Of the infos only the action mask is kept: no
-    other is read, and Gymnasium cannot batch all of them. Parts of an observation that are no numbers are dropped.
+    other is read, and Gymnasium cannot batch all of them. Parts of an observation that are not numeric are dropped.
 
     Args:
         on_error: "stop" raises UserError where the environment raises, or returns what does not fit its spaces or is

@@ -57,10 +57,10 @@ class _OneHot:
 class FlatObservations:
     """Turns the observations of any supported space into float32 vectors, in the order of Gymnasium's `flatten`.
 
-    Parts of a Dict or a Tuple that are no numbers, as Text, are left out, and so is a mask of actions in a Dict.
+    Parts of a Dict or a Tuple that are not numeric, such as Text, are left out, and so is an action mask in a Dict.
     Observations may have these parts or not.
 
-    space: of what is encoded. left_out: names of the parts that are no numbers.
+    space: of what is encoded. left_out: names of the parts that are not numeric.
     size: D, the length of a vector. binary: bool [D], True for one-hot and binary entries, which are never normalised.
     are_bytes: whether every entry is a whole number from 0 to 255.
     """
@@ -156,7 +156,7 @@ class FactoredActions:
 
 
 def encodable(space: Space) -> Space:
-    """The space of an observation without the parts that are no numbers, as Text. UserError where nothing remains.
+    """The space of an observation without its parts that are not numeric, such as Text. UserError: nothing remains.
 
     A Dict loses their keys; a Tuple has empty Tuples in their place.
     """
@@ -170,7 +170,7 @@ def encodable(space: Space) -> Space:
 
 
 def left_out(space: Space) -> tuple[str, ...]:
-    """Names and kinds of the parts of an observation that are no numbers."""
+    """Names and kinds of the parts of an observation that are not numeric."""
     parts = [(".".join(map(str, path)), leaf) for path, leaf in _leaves(space) if not isinstance(leaf, Leaf)]
     return tuple(f"'{name}' ({type(leaf).__name__})" for name, leaf in parts)
 

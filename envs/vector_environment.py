@@ -99,7 +99,7 @@ class VectorEnvironment(Protocol):
     def journal(self) -> dict[str, Tensor]:
         """Each environment's last seeded reset and the actions since, enough for `repeat`. Empty where there is state.
 
-        env/seeds: int64 [P], of the last `reset`. env/segments: int64 [E], how often it was seeded anew since.
+        env/seeds: int64 [P], of the last `reset`. env/segments: int64 [E], how often it was reseeded since.
         env/num_steps: int64 [E], since it was last seeded. env/actions: int32 [T, E, K], of an environment's row the
         last num_steps count. env/restarts: int64 [E].
         """

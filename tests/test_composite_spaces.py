@@ -1,4 +1,4 @@
-"""Actions that are a Dict or a Tuple, masks from wherever they come, observations with parts that are no numbers."""
+"""Actions that are a Dict or a Tuple, masks from wherever they come, observations with parts that are not numeric."""
 
 import logging
 from collections.abc import Callable
