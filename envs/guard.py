@@ -2,16 +2,15 @@
 
 import contextlib
 import logging
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
 
 from envs.errors import UserError
+from envs.importing import said
 from envs.masks import MaskSource
 from envs.spaces import encodable, left_out
 from envs.values import Misfit, as_tuple, fitting_flag, fitting_obs, fitting_reward, immoderate
@@ -153,7 +152,7 @@ class Guard(gymnasium.Wrapper):
 
     def replace(self, error: Exception, call: str) -> None:
         """A new environment in place of one that failed; UserError where that is not wanted or does not help."""
-        what = f"{self.name}: {call} {said(error)}"
+        what = f"{self.name}: {call} {fault(error)}"
         never_fits = isinstance(error, Misfit) and not error.may_pass and not self.has_worked
         self.num_failures += 1
         if not self.restarts_on_error or never_fits:
@@ -171,10 +170,6 @@ class Guard(gymnasium.Wrapper):
             self.last = deepcopy((obs, info))
 
 
-def said(error: Exception) -> str:
+def fault(error: Exception) -> str:
     """What went wrong in a call of an environment; of an exception of its own, where."""
-    if isinstance(error, Misfit):
-        return f"returned {error}"
-    where = traceback.extract_tb(error.__traceback__)[-1]
-    what = " ".join(f"{type(error).__name__}: {error}".split())
-    return f"raised {what} ({Path(where.filename).name}, line {where.lineno})"
+    return f"returned {error}" if isinstance(error, Misfit) else f"raised {said(error)}"

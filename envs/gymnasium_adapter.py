@@ -20,7 +20,7 @@ from torch import Tensor
 
 from envs.errors import UserError
 from envs.frame_stack import FrameStack
-from envs.guard import RESTARTED, Segment, said
+from envs.guard import RESTARTED, Segment, fault
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
 from envs.transfer import MaskTransfer, StepTransfer
@@ -188,7 +188,7 @@ class GymnasiumAdapter:
         except DependencyNotInstalled as error:
             raise UserError(f"{self.spec_id} cannot be rendered: {error}") from error
         except Exception as error:
-            raise UserError(f"{self.spec_id} cannot be rendered: render {said(error)}") from error
+            raise UserError(f"{self.spec_id} cannot be rendered: render {fault(error)}") from error
 
     def close(self) -> None:
         if self._hangs and isinstance(self.vector_env, AsyncVectorEnv):
@@ -254,7 +254,7 @@ class GymnasiumAdapter:
         except (EOFError, ConnectionError) as error:
             raise UserError(f"{self.spec_id}: the process of an environment has ended: {error}") from error
         except Exception as error:
-            raise UserError(f"{self.spec_id}: {call} {said(error)}") from error
+            raise UserError(f"{self.spec_id}: {call} {fault(error)}") from error
         for info in (answer[-1], answer[-1].get("final_info", {})):
             self.restarts += info.get(f"_{RESTARTED}", 0)
         return answer
