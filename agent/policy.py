@@ -40,7 +40,7 @@ class PolicyError(UserError):
 class MemberInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     member: int  # its number in the run
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]  # what RandomStreams takes
     settings: dict[str, Value]
     env_steps: int  # of this member when these weights were saved
     eval_return: float | None  # greedy, of the evaluation at that time

@@ -52,6 +52,7 @@ def test_swept_pairs_survive_saving(tmp_path: Path) -> None:
 
 
 OBS = spaces.Box(-1, 1, (3,))
+MEMBER = {"member": 0, "seed": 0, "settings": {}, "env_steps": 1, "eval_return": None}
 MLP = {"name": "mlp", "kwargs": {"hidden_sizes": [8], "layer_norm": False}}
 ACTION_SPACES = [
     (spaces.Discrete(4), None),
@@ -143,6 +144,8 @@ def test_normaliser_is_part_of_the_policy(tmp_path: Path) -> None:
         (lambda p: change(p, format=1), "policy.json: format"),
         (lambda p: change(p, action_space={"type": "os.system"}), "policy.json"),
         (lambda p: change(p, extra=1), "policy.json: extra"),
+        (lambda p: change(p, members=[MEMBER | {"seed": 2**63}]), "policy.json: members.0.seed"),
+        (lambda p: change(p, members=[MEMBER | {"seed": -1}]), "policy.json: members.0.seed"),
     ],
 )
 def test_unusable_folder_is_a_clear_error(tmp_path: Path, spoil: object, message: str) -> None:
