@@ -246,7 +246,7 @@ def test_an_id_is_trained_resumed_evaluated_and_filmed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "outcome"),
     [
-        ("raise ValueError('no such map')", "train: .*no such map"),
+        ("raise ValueError('no such map')", r"train: .*no such map \(broken.py, line 3\)"),
         ("import os; os._exit(9)", "train: the process ended with code 9"),
     ],
 )

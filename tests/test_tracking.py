@@ -13,7 +13,9 @@ from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 from test_checkpoint import INFO
+from test_policy import OBS, make_policy
 
 from agent.config import Config
 from agent.config_loader import flat, load_config
@@ -401,7 +403,7 @@ def test_a_resumed_offline_run_goes_on_with_its_steps_and_wandb_sync_finds_all_o
     assert [record.history.step.num for record in records if record.HasField("history")] == [0, 1, 2]
     summary = [item.value_json for record in records for item in record.summary.update if "final_return" in str(item)]
     assert set(summary) == {"5"} or set(summary) == {"5.0"}
-    command = shlex.split(next_commands(run_dir)[-1])
+    command = shlex.split(next_commands(run_dir, make_policy(OBS, spaces.Discrete(2)).info)[-1])
     assert command[:2] == ["wandb", "sync"]
     cli = [sys.executable, "-m", "wandb", "sync", "--dry-run", *command[2:]]
     told = subprocess.run(cli, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
