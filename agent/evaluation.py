@@ -136,7 +136,7 @@ def run_episodes(
     Each environment has a fixed number of episodes to finish, so short episodes are not counted more often than long
     ones. An episode of more than `max_episode_steps` is cut: it counts with its return so far. As only a reset of all
     environments begins another, its environment then waits; the episodes that are missing run in another round, with
-    seeds of its own.
+    seeds of its own. One that an environment's failure broke off counts as cut, too.
 
     Args:
         env: its environments are divided evenly among the members.
@@ -180,7 +180,7 @@ def _run_round(
         mask = None if env.masks is None else env.masks.obs.unflatten(0, quota.shape)
         action = policy.choose(obs.unflatten(0, quota.shape), sampled=sampled, mask=mask)
         step = env.step(action.flatten(0, 1))
-        obs = step.obs
+        obs, is_broken_off = step.obs, env.broken_off.reshape(quota.shape)
         reward, done, valid = (
             x.view(quota.shape).cpu().numpy() for x in (step.reward, step.terminated | step.truncated, step.valid)
         )
@@ -188,10 +188,10 @@ def _run_round(
         length += valid
         has_ended = done & valid
         for p, e in zip(*np.nonzero(is_running & (has_ended | (length >= max_episode_steps))), strict=True):
-            was_cut = not has_ended[p, e]
+            was_cut = not has_ended[p, e] or bool(is_broken_off[p, e])
             episodes[p][e].append(Episode(float(total[p, e]), int(length[p, e]), was_cut))
             num_done += 1
-            is_running[p, e] = not was_cut and len(episodes[p][e]) < quota[p, e]
+            is_running[p, e] = has_ended[p, e] and len(episodes[p][e]) < quota[p, e]
             total[p, e], length[p, e] = 0.0, 0
     return [[episode for of_env in of_member for episode in of_env] for of_member in episodes]
 

@@ -26,7 +26,10 @@ def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
                 table.add_row(name, mode, *figures_of(member[mode]), *cut)
                 name = ""
     if some_cut:
-        table.caption = "cut: episodes longer than max_episode_steps; each counts with its return so far"
+        table.caption = (
+            "cut: episodes longer than max_episode_steps, or broken off where the environment failed; each counts with "
+            "its return so far"
+        )
     return table
 
 

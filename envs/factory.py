@@ -83,6 +83,7 @@ def make(
         on_error=on_error,
         reward_weights=reward_weights,
         remake=single if on_error == "restart" else None,
+        action_bins=action_bins,
     )
 
     def construct(count: int) -> VectorEnv:
@@ -109,6 +110,8 @@ def make(
         if on_error == "restart":
             _check_can_restart(vector_env, spec)
         if isinstance(vector_env, FunctionalVectorEnv):
+            if reward_weights is not None:
+                raise UserError(f"env.reward_weights: got {len(reward_weights)} numbers, but {spec.id} has one reward")
             env: VectorEnvironment = vector_env.tensor_env(device, action_bins, action_mask_key, num_members)
         elif uses_vector_class and num_members > 1:
             members = [adapt(vector_env, "cpu", 1)]  # one that is refused is refused here
@@ -178,7 +181,7 @@ def _vector_class_fits(single: SingleEnv) -> bool:
 
 def _construct_vector_class(single: SingleEnv, num_envs: int) -> VectorEnv:
     kwargs = single.vector_kwargs()
-    with explained(single.spec, kwargs):
+    with explained(single.spec, single.kwargs):
         return gymnasium.make_vec(single.spec, num_envs, vectorization_mode="vector_entry_point", **kwargs)
 
 

@@ -31,9 +31,10 @@ def find_frame_stack(env: VectorEnvironment, seeds: Sequence[int]) -> FrameStack
         if not left:
             break
         step = env.step(random_actions(env, streams).to(env.device))
-        next_obs, valid = step.next_obs.cpu().numpy(), step.valid.cpu().numpy()
+        next_obs = step.next_obs.cpu().numpy()
+        valid = step.valid.cpu().numpy() & ~env.broken_off  # of one that failed nothing moves
         left = [
-            (stack, num_changes + bool(stack.is_moving(next_obs[valid]).any()))
+            (stack, num_changes + bool(stack.is_moving(next_obs)[valid].any()))
             for stack, num_changes in left
             if stack.repeats(obs, next_obs)[valid].all()
         ]

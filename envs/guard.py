@@ -1,6 +1,5 @@
 """One environment, watched: its values must fit its spaces; where it fails, an error that names it or a new one."""
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
@@ -12,8 +11,8 @@ import numpy as np
 from envs.errors import UserError
 from envs.importing import said
 from envs.masks import MaskSource
-from envs.spaces import encodable, left_out
-from envs.values import Misfit, as_tuple, fitting_flag, fitting_obs, fitting_reward, immoderate
+from envs.spaces import FactoredActions, encodable, left_out, without_mask
+from envs.values import Misfit, as_tuple, fitting_flag, fitting_obs, fitting_reward, immoderate, leaves
 from envs.vector_environment import segment_seed
 
 RESTARTED = "env_restarted"  # in info: whether this environment is a new one since this step
@@ -40,13 +39,15 @@ class Guard(gymnasium.Wrapper):
 
     The last observation of an episode is copied: some environments write the next episode into the same array, and
     under SAME_STEP autoreset Gymnasium holds on to it while it resets. Of the infos only the action mask is kept: no
-    other is read, and Gymnasium cannot batch all of them. Parts of an observation that are not numeric are dropped.
+    other is read, and Gymnasium cannot batch all of them. A mask in the observation becomes one of them. Parts of an
+    observation that are not numeric are dropped.
 
     Args:
         on_error: "stop" raises UserError where the environment raises, or returns what does not fit its spaces or is
             not finite; "restart" puts a new one in its place: the episode is truncated there.
         reward_weights: of an environment with several rewards, whose weighted sum is the reward.
         remake: makes that new one, for "restart".
+        action_bins: values that each entry of a Box action space is cut into, as masks see it.
     """
 
     def __init__(
@@ -56,15 +57,16 @@ class Guard(gymnasium.Wrapper):
         on_error: str,
         reward_weights: Sequence[float] | None = None,
         remake: Callable[[], gymnasium.Env] | None = None,
+        action_bins: int | None = None,
     ) -> None:
         super().__init__(env)
         self.remake = remake
-        self.mask_source, self.restarts_on_error = MaskSource(env, action_mask_key), on_error == "restart"
-        self.reward_weights = reward_weights
+        self.restarts_on_error, self.reward_weights = on_error == "restart", reward_weights
         self.name = env.spec.id if env.spec else type(env.unwrapped).__name__
         self.left_out = left_out(env.observation_space)
         try:
-            self.space = self.observation_space = encodable(env.observation_space)
+            self.mask_source = MaskSource(env, action_mask_key, FactoredActions(env.action_space, action_bins))
+            self.space = self.observation_space = encodable(without_mask(env.observation_space, action_mask_key))
         except UserError as error:
             env.close()  # nobody else holds it
             raise UserError(f"{self.name} has {error}") from None
@@ -87,10 +89,10 @@ class Guard(gymnasium.Wrapper):
         self.num_steps += 1
         try:
             obs, reward, terminated, truncated, info = as_tuple(self.env.step(action), "step")
-            obs, reward = self.checked(obs), self.checked_reward(reward)
             terminated, truncated = fitting_flag(terminated, "terminated"), fitting_flag(truncated, "truncated")
-            info = self.mask_source.kept(self.env, info, terminated)
-        except Exception as error:
+            info = self.mask_source.kept(self.env, obs, info, terminated)
+            obs, reward = self.checked(obs), self.checked_reward(reward)
+        except (Exception, SystemExit) as error:  # a window that is closed may end the process
             self.replace(error, "step")
             self.num_steps = SEGMENT_STEPS  # the reset that follows is seeded
             obs, info = self.last
@@ -100,6 +102,13 @@ class Guard(gymnasium.Wrapper):
             obs, info = deepcopy((obs, info))
         self.remember(obs, info)
         return obs, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Whatever is wrong with it then: what it has given is not lost for it."""
+        try:
+            super().close()
+        except (Exception, SystemExit) as error:
+            logger.warning("%s: close %s", self.name, fault(error))
 
     def repeat(self) -> tuple[Any, dict[str, Any]]:
         """Leads to `to_repeat`; the observation and info there."""
@@ -124,18 +133,19 @@ class Guard(gymnasium.Wrapper):
         while True:
             try:
                 obs, info = as_tuple(self.env.reset(seed=seed, options=options), "reset")
-                obs, info = self.checked(obs), self.mask_source.kept(self.env, info) | restarted
+                info = self.mask_source.kept(self.env, obs, info) | restarted
+                obs = self.checked(obs)
                 self.remember(obs, info)
                 return obs, info
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 self.replace(error, "reset")
                 seed, restarted = self.begin_segment(), {RESTARTED: True}
 
     def checked(self, obs: Any) -> Any:
         """The observation, if it fits the space."""
         obs = fitting_obs(obs, self.space)
-        if isinstance(obs, np.ndarray):
-            self.require_moderate(obs, "an observation")
+        for part in leaves(obs):
+            self.require_moderate(part, "an observation")
         return obs
 
     def checked_reward(self, reward: Any) -> float:
@@ -150,7 +160,7 @@ class Guard(gymnasium.Wrapper):
             error.may_pass = not np.isfinite(values).all()
             raise error
 
-    def replace(self, error: Exception, call: str) -> None:
+    def replace(self, error: BaseException, call: str) -> None:
         """A new environment in place of one that failed; UserError where that is not wanted or does not help."""
         what = f"{self.name}: {call} {fault(error)}"
         never_fits = isinstance(error, Misfit) and not error.may_pass and not self.has_worked
@@ -161,8 +171,7 @@ class Guard(gymnasium.Wrapper):
         if self.num_failures > MAX_FAILURES or self.remake is None:
             raise UserError(f"{what}, {self.num_failures} times in a row") from error
         logger.warning("%s; a new one is in its place", what)
-        with contextlib.suppress(Exception):  # whatever is wrong with it
-            self.env.close()
+        self.close()
         self.env = self.remake()
 
     def remember(self, obs: Any, info: dict[str, Any]) -> None:
@@ -170,6 +179,6 @@ class Guard(gymnasium.Wrapper):
             self.last = deepcopy((obs, info))
 
 
-def fault(error: Exception) -> str:
+def fault(error: BaseException) -> str:
     """What went wrong in a call of an environment; of an exception of its own, where."""
     return f"returned {error}" if isinstance(error, Misfit) else f"raised {said(error)}"

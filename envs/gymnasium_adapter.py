@@ -24,12 +24,13 @@ from envs.guard import RESTARTED, Segment, fault
 from envs.masks import ACTION_MASK_KEY, InfoMasks, Masks
 from envs.spaces import FactoredActions, FlatObservations
 from envs.transfer import MaskTransfer, StepTransfer
-from envs.values import Misfit, as_tuple, fitting_flags, fitting_rewards, immoderate
+from envs.values import Misfit, as_tuple, describe, fitting_flags, fitting_rewards, immoderate
 from envs.vector_environment import Step, environment_seeds, segment_seed
-from envs.workers import kill
+from envs.workers import abandon
 
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
-SEGMENT_STEPS = 100_000  # of a vector class; see GymnasiumAdapter
+CLASS_SEGMENT_STEPS = 100_000  # see GymnasiumAdapter
+TRIM_STEPS = 1000  # of actions that are kept though nothing needs them any more
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,10 @@ class GymnasiumAdapter:
     There are masks where observations have the key action_mask_key, or where the first reset gives
     info[action_mask_key]: see envs.masks.
 
-    A vector class is seeded as a whole: all its environments draw from one stream of random numbers. After
-    SEGMENT_STEPS steps each environment waits once its episode ends, with steps that are not valid, until the episodes
-    of all have ended; then all are reset with a new seed. Guarded environments do this one by one: see envs.guard.
+    A vector class is seeded as a whole: all its environments draw from one stream of random numbers. To be repeatable,
+    it is reseeded: after CLASS_SEGMENT_STEPS steps each environment waits once its episode ends, with steps that are
+    not valid, until the episodes of all have ended; then all are reset with a new seed. After as many steps again an
+    episode that has not ended is truncated. Guarded environments do this one by one: see envs.guard.
     """
 
     is_tensor_program = False
@@ -85,9 +87,12 @@ class GymnasiumAdapter:
         self._all_valid = np.ones(self.num_envs, dtype=np.bool_)
         self._hand_over = StepTransfer(self.num_envs, self.observations.size, self.device)
         self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # how often Guard has put a new one in its place
+        self.broken_off = np.zeros(self.num_envs, dtype=np.bool_)
         self._hangs = False
+        self._steps_in_reset = 0  # that the next reset takes in each environment
         self._seeds: list[int] | None = None  # of the last reset from outside, one for each member
         self._taken: list[np.ndarray] | None = None  # the actions since, each [E, K], where they are recorded
+        self._trim_at = TRIM_STEPS
         self._segment, self._num_steps = 0, 0  # of a vector class: number, and steps since it was last seeded
         self._waits = np.zeros(self.num_envs, dtype=np.bool_)  # for the end of the segment
         self._frame_stack: FrameStack | None = None
@@ -97,22 +102,27 @@ class GymnasiumAdapter:
         self._info_masks: InfoMasks | None = None
         if action_mask_key is not None:
             space = vector_env.single_observation_space
-            self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id, space)
+            self._info_masks = InfoMasks(action_mask_key, self.num_envs, self.actions, self.spec_id, space, guarded)
             self._hand_over_masks = MaskTransfer((self.num_envs, *self._info_masks.reader.exists.shape), self.device)
 
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
         self._seeds = None if seeds is None else list(seeds)
+        self.restarts[:] = 0
         assert seeds is None or len(seeds) == self.num_members, f"{len(seeds)} seeds for {self.num_members} members"
         return self._start(0)
 
     def step(self, action: Int64[Tensor, "E K"]) -> Step:
         choices = action.numpy(force=True)
         if self._taken is not None:
+            if len(self._taken) >= self._trim_at:
+                self._forget_all_but(int(self._steps_since_seeded().max()))
+                self._trim_at = 2 * len(self._taken) + TRIM_STEPS
             self._taken.append(choices.astype(np.int32))
         self._num_steps += 1
         batched_obs, *answer, info = self._ask("step", self.actions.decode(choices))
         obs = next_obs = self._flatten(batched_obs)
         reward, terminated, truncated = self._fitting(*answer)
+        self._count_restarts(info)
 
         valid = ~self._waits
         if self._autoreset is AutoresetMode.NEXT_STEP and self._ended.any():
@@ -128,9 +138,10 @@ class GymnasiumAdapter:
             else:
                 obs, masks = self._reset_ended(obs, masks)
         if self._frame_stack is not None and self._acted_on is not None:
-            repeats = self._frame_stack.repeats(self._acted_on, next_obs) | ~valid
+            repeats = self._frame_stack.repeats(self._acted_on, next_obs) | ~valid | self.broken_off
             self.frame_stack_holds &= bool(repeats.all())
         if self._is_segment_over():
+            truncated |= ~self._waits
             obs, first_mask = self._reset_all(self._segment + 1)
             masks = None if masks is None or first_mask is None else (first_mask, masks[1])
         if masks is not None:
@@ -144,18 +155,18 @@ class GymnasiumAdapter:
     def expect_frame_stack_(self, stack: FrameStack | None) -> None:
         self._frame_stack, self.frame_stack_holds = stack, True
 
-    def record_actions_(self) -> None:
+    def make_repeatable_(self) -> None:
         self._taken = []
 
     def journal(self) -> dict[str, Tensor]:
         assert self._seeds is not None, "only what follows a reset with seeds can be repeated"
+        num_steps = self._steps_since_seeded()
+        segments = np.full(self.num_envs, self._segment)
         if self._guards is not None:
-            segments, num_steps = (np.array(self._guards.get_attr(name)) for name in ("segment", "num_steps"))
-        else:
-            segments, num_steps = (np.full(self.num_envs, number) for number in (self._segment, self._num_steps))
+            segments = np.array(self._guards.get_attr("segment"))
         length = int(num_steps.max())
-        assert self._taken is not None and len(self._taken) >= length, "record_actions_ comes before the reset"
-        del self._taken[: len(self._taken) - length]
+        assert self._taken is not None, "make_repeatable_ comes before the reset"
+        self._forget_all_but(length)
         actions = np.array(self._taken, dtype=np.int32).reshape(length, self.num_envs, len(self.actions.num_choices))
         return {
             "env/seeds": torch.tensor(self._seeds, dtype=torch.int64),
@@ -165,6 +176,16 @@ class GymnasiumAdapter:
             "env/restarts": torch.from_numpy(self.restarts.copy()),
         }
 
+    def _steps_since_seeded(self) -> Int64[np.ndarray, " E"]:
+        if self._guards is None:
+            return np.full(self.num_envs, self._num_steps)
+        return np.array(self._guards.get_attr("num_steps"))
+
+    def _forget_all_but(self, num_steps: int) -> None:
+        """Of the actions taken, keeps the last."""
+        assert self._taken is not None and len(self._taken) >= num_steps, "make_repeatable_ comes before the reset"
+        del self._taken[: len(self._taken) - num_steps]
+
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
         self._seeds = journal["env/seeds"].tolist()
         segments, num_steps = journal["env/segments"].tolist(), journal["env/num_steps"].tolist()
@@ -173,7 +194,9 @@ class GymnasiumAdapter:
             own = [self.actions.decode_each(actions[len(actions) - n :, i]) for i, n in enumerate(num_steps)]
             places = [Segment(*place) for place in zip(self._environment_seeds(), segments, own, strict=True)]
             self._guards.set_attr("to_repeat", places)
+            self._steps_in_reset = max(num_steps)
         obs = self._start(segments[0])
+        self._steps_in_reset = 0
         if self._guards is not None and self._taken is not None:
             self._taken += list(actions.astype(np.int32))
         elif self._guards is None:
@@ -187,15 +210,17 @@ class GymnasiumAdapter:
             return self.vector_env.render()
         except DependencyNotInstalled as error:
             raise UserError(f"{self.spec_id} cannot be rendered: {error}") from error
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.spec_id} cannot be rendered: render {fault(error)}") from error
 
     def close(self) -> None:
         if self._hangs and isinstance(self.vector_env, AsyncVectorEnv):
-            kill(self.vector_env.processes)
-            self.vector_env.close(terminate=True)
+            abandon(self.vector_env)
         else:
-            self.vector_env.close()
+            try:
+                self.vector_env.close()
+            except (Exception, SystemExit) as error:
+                logger.warning("%s: close %s", self.spec_id, fault(error))
 
     def _start(self, segment: int) -> Float[Tensor, "E D"]:
         """Resets all environments and hands over their masks, as at the beginning of a segment."""
@@ -214,6 +239,7 @@ class GymnasiumAdapter:
         if self._seeds is not None:
             seed = self._environment_seeds() if self._guards else segment_seed(self._environment_seeds()[0], segment)
         batched_obs, info = self._ask("reset", seed=seed)
+        self._count_restarts(info)
         obs = self._acted_on = self._flatten(batched_obs)
         if self._info_masks is None:
             return obs, None
@@ -227,19 +253,22 @@ class GymnasiumAdapter:
         return environment_seeds(self._seeds, self.num_envs // self.num_members)
 
     def _is_segment_over(self) -> bool:
-        """Whether a vector class is to be reset: its segment is long enough, and every environment's episode ended."""
-        if self._guards or self._seeds is None or self._num_steps < SEGMENT_STEPS:
+        """Whether a vector class is to be reset: its segment is long enough and all episodes ended, or is too long."""
+        if self._guards or self._taken is None or self._seeds is None or self._num_steps < CLASS_SEGMENT_STEPS:
             return False
         self._waits = self._waits | self._ended
-        return bool(self._waits.all())
+        return bool(self._waits.all()) or self._num_steps >= 2 * CLASS_SEGMENT_STEPS
 
     def _ask(self, call: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Resets or steps the vector environment, with a limit on the wait for processes of their own."""
         try:
             if isinstance(self.vector_env, AsyncVectorEnv):
                 getattr(self.vector_env, f"{call}_async")(*args, **kwargs)
+                timeout = self.timeout_seconds
+                if timeout is not None:
+                    timeout *= 1 + self._steps_in_reset
                 with _without_tracebacks():
-                    answer = getattr(self.vector_env, f"{call}_wait")(timeout=self.timeout_seconds)
+                    answer = getattr(self.vector_env, f"{call}_wait")(timeout=timeout)
             else:
                 answer = getattr(self.vector_env, call)(*args, **kwargs)
             answer = as_tuple(answer, call)
@@ -251,13 +280,22 @@ class GymnasiumAdapter:
                 f"{self.spec_id}: an environment has not answered a {call} within {self.timeout_seconds:g} s "
                 "(env.timeout_seconds)"
             ) from None
-        except (EOFError, ConnectionError) as error:
-            raise UserError(f"{self.spec_id}: the process of an environment has ended: {error}") from error
-        except Exception as error:
+        except (EOFError, ConnectionError):
+            self._hangs = True
+            raise UserError(f"{self.spec_id}: the process of an environment has ended in a {call}") from None
+        except (Exception, SystemExit) as error:
             raise UserError(f"{self.spec_id}: {call} {fault(error)}") from error
-        for info in (answer[-1], answer[-1].get("final_info", {})):
-            self.restarts += info.get(f"_{RESTARTED}", 0)
+        info = answer[-1]
+        if not isinstance(info, dict) or not isinstance(info.get("final_info", {}), dict):
+            wrong = info["final_info"] if isinstance(info, dict) else info
+            raise UserError(f"{self.spec_id}: {call} returned an info that is {describe(wrong)}; expected a dict")
         return answer
+
+    def _count_restarts(self, info: dict[str, Any]) -> None:
+        """Which environments are new ones since this call; one that failed in a step says so in final_info."""
+        self.broken_off[:] = info.get("final_info", {}).get(f"_{RESTARTED}", False)
+        self.restarts += self.broken_off
+        self.restarts += info.get(f"_{RESTARTED}", 0)
 
     def _fitting(self, rewards: Any, terminations: Any, truncations: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As arrays [E] that may be written to."""
@@ -275,17 +313,18 @@ class GymnasiumAdapter:
         if final_obs is None:
             raise UserError(f"{self.spec_id}: an episode ended with SAME_STEP autoreset but without info['final_obs']")
         next_obs = obs.copy()
-        if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # one observation each, None elsewhere
-            next_obs[self._ended] = self.observations.flatten_each(list(final_obs[self._ended]))
-        else:
-            next_obs[self._ended] = self.observations.flatten(final_obs)[self._ended]
+        with self._fitting_obs("info['final_obs']"):
+            if isinstance(final_obs, np.ndarray) and final_obs.dtype == object:  # one observation each, None elsewhere
+                next_obs[self._ended] = self.observations.flatten_each(list(final_obs[self._ended]))
+            else:
+                next_obs[self._ended] = self.observations.flatten(final_obs)[self._ended]
         self._check_moderate(next_obs, "an observation")
         return next_obs
 
     def _reset_ended(self, obs: np.ndarray, masks: NumPyMasks | None) -> tuple[np.ndarray, NumPyMasks | None]:
         """DISABLED: resets the environments that ended."""
         ended = self._ended
-        reset_obs, info = self.vector_env.reset(options={"reset_mask": ended.copy()})
+        reset_obs, info = self._ask("reset", options={"reset_mask": ended.copy()})
         if masks is not None and self._info_masks is not None:
             mask, next_mask = masks
             info = self._info_masks.found(reset_obs, info)
@@ -308,15 +347,23 @@ class GymnasiumAdapter:
         return mask, np.where(is_new[:, None, None], final_mask, mask)
 
     def _flatten(self, batched_obs: Any) -> np.ndarray:
-        try:
+        with self._fitting_obs("observations"):
             obs = self.observations.flatten(batched_obs)
-        except UserError as error:
-            raise UserError(f"{self.spec_id}: returned {error}") from error
-        except (ValueError, TypeError, LookupError) as error:
-            space = self.vector_env.observation_space
-            raise UserError(f"{self.spec_id}: returned observations that do not fit {space}: {error}") from error
+            if len(obs) != self.num_envs:
+                raise ValueError(f"{len(obs)} of them")
         self._check_moderate(obs, "an observation")
         return obs
+
+    @contextlib.contextmanager
+    def _fitting_obs(self, what: str) -> Iterator[None]:
+        """UserError where a batch of observations cannot be flattened."""
+        try:
+            yield
+        except UserError as error:
+            raise UserError(f"{self.spec_id}: returned {error}") from error
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            space = self.vector_env.observation_space
+            raise UserError(f"{self.spec_id}: returned {what} that do not fit {space}: {error}") from error
 
     def _check_moderate(self, values: np.ndarray, name: str) -> None:
         if immoderate(values) is not None:

@@ -41,7 +41,13 @@ def import_named(module: str) -> ModuleType:
         sys.path.append(os.getcwd())
     try:
         with contextlib.redirect_stdout(sys.stderr):
-            return load_file(Path(module)) if is_file(module) else importlib.import_module(module)
+            if is_file(module):
+                return load_file(Path(module))
+            if not re.fullmatch(_MODULE, module):
+                raise UserError("it is neither a module nor a file of Python, folder/file.py")
+            return importlib.import_module(module)
+    except UserError:
+        raise
     except (Exception, SystemExit) as error:
         raise UserError(_reason(error, module)) from error
 
@@ -50,7 +56,11 @@ def import_attribute(name: str) -> Any:
     """What "module:Class" or "folder/file.py:Class" names.  UserError where there is none, with the nearest match."""
     module, _, attribute = name.rpartition(":")
     found = import_named(module)
-    if not hasattr(found, attribute):
+    try:
+        exists = hasattr(found, attribute)
+    except (Exception, SystemExit) as error:  # a module may import its parts only now
+        raise UserError(said(error)) from error
+    if not exists:
         near = difflib.get_close_matches(attribute, [key for key in vars(found) if not key.startswith("_")], n=1)
         hint = f"; did you mean '{module}:{near[0]}'?" if near else ""
         raise UserError(f"module '{module}' has no attribute '{attribute}'{hidden(module, found) or hint}")

@@ -6,8 +6,8 @@ The mask of an environment comes from the first of these that exists:
     info[key]             Gymnasium's convention
     env.action_masks()    sb3-contrib's method, of the environment or one of its wrappers; not asked for another key
 
-`key` is env.action_mask_key. An observation has the mask in it always, so InfoMasks takes it from the batch of them;
-the other two are looked up by MaskSource, in the Guard of each environment.
+`key` is env.action_mask_key. MaskSource looks it up and reads it, in the Guard of each environment. What a vector class
+gives, InfoMasks reads.
 
 Axes: E environment · K action factor · N choices of the widest factor · A all choices, those of factor 0 first.
 """
@@ -39,32 +39,41 @@ class Masks(NamedTuple):
 
 
 class MaskSource:
-    """Looks up the mask of one environment, where it does not come with the observation."""
+    """Finds and reads the mask of one environment."""
 
-    def __init__(self, env: gymnasium.Env, key: str | None) -> None:
-        self.key, self.action_space = key, env.action_space
-        self.is_in_info = key is not None and not has_mask(env.observation_space, key)
+    def __init__(self, env: gymnasium.Env, key: str | None, actions: FactoredActions) -> None:
+        self.key, self.reader = key, MaskReader(actions)
+        self.is_in_obs = has_mask(env.observation_space, key)
         has_method = env.has_wrapper_attr("action_masks") and callable(env.get_wrapper_attr("action_masks"))
         self.has_method = has_method and key == ACTION_MASK_KEY
 
-    def kept(self, env: gymnasium.Env, info: Any, is_terminal: bool = False) -> dict[str, Any]:
-        """An info with the mask and nothing else; empty where there is none, and in a terminal state, which needs none.
+    def kept(self, env: gymnasium.Env, obs: Any, info: Any, is_terminal: bool = False) -> dict[str, Any]:
+        """An info with the mask, [K, N], and nothing else; empty where there is none, and in a terminal state.
 
-        Masks in a dict are put in the order of the action space: Gymnasium would merge the dicts of several
-        environments.
+        Misfit where it does not fit the actions, or leaves no choice.
         """
-        if self.key is None or not self.is_in_info or is_terminal:
+        if self.key is None or is_terminal:
             return {}
-        if isinstance(info, dict) and self.key in info:
+        if self.is_in_obs:
+            if not isinstance(obs, dict) or self.key not in obs:
+                raise Misfit(f"an observation without {self.key!r}, which is in its space")
+            mask = obs[self.key]
+        elif isinstance(info, dict) and self.key in info:
             mask = info[self.key]
         elif self.has_method:
             mask = env.get_wrapper_attr("action_masks")()
         else:
             return {}
         try:
-            return {self.key: in_order(mask, self.action_space)}
+            read = self.reader.read(mask)
         except UserError as error:
-            raise Misfit(str(error)) from None
+            raise Misfit(f"{error}{without_masks(self.is_in_obs)}") from None
+        if not read.any(-1).all():
+            factor = int(np.argmin(read.any(-1)))
+            misfit = Misfit(f"an action mask without a legal choice for action factor {factor}: it is all 0 there")
+            misfit.may_pass = True
+            raise misfit
+        return {self.key: read}
 
 
 class MaskReader:
@@ -166,11 +175,15 @@ class InfoMasks:
     """The masks in the infos or observations of a vector environment. The first reset decides whether there are any."""
 
     def __init__(
-        self, key: str, num_envs: int, actions: FactoredActions, spec_id: str, observation_space: Space | None = None
+        self, key: str, num_envs: int, actions: FactoredActions, spec_id: str, observation_space: Space, guarded: bool
     ) -> None:
-        """`observation_space`: of one environment; where it has the key, masks are there and nowhere else."""
-        self.key, self.num_envs, self.spec_id = key, num_envs, spec_id
-        self.are_in_obs = observation_space is not None and has_mask(observation_space, key)
+        """
+        Args:
+            observation_space: of one environment; where it has the key, masks are there and nowhere else.
+            guarded: whether a Guard has read each mask.
+        """
+        self.key, self.num_envs, self.spec_id, self.are_read = key, num_envs, spec_id, guarded
+        self.are_in_obs = has_mask(observation_space, key)
         self.reader = MaskReader(actions)
         self.are_given: bool | None = None
         self.num_steps = 0  # since the reset
@@ -214,14 +227,15 @@ class InfoMasks:
                 "there are masks, one must come with every observation, the last of an episode included"
             )
         masks = np.broadcast_to(self.reader.exists, (self.num_envs, *self.reader.exists.shape)).copy()
-        if needed.any():
+        if needed.any() and self.are_read:
+            masks[needed] = info[self.key][needed]
+        elif needed.any():
             try:
                 rows = self._rows(info[self.key], needed)
                 is_structure = isinstance(rows, dict | tuple)
                 masks[needed] = self.reader.read_batch(rows) if is_structure else self.reader.read_each(rows)
             except UserError as error:
-                instead = "takes it for a feature" if self.are_in_obs else "ignores masks"
-                raise UserError(f"{self.spec_id} gave {error}; env.action_mask_key=null {instead}") from None
+                raise UserError(f"{self.spec_id} gave {error}{without_masks(self.are_in_obs)}") from None
         require_legal_choice(masks, self.spec_id, self.num_steps)
         return masks
 
@@ -230,19 +244,24 @@ class InfoMasks:
             raise UserError(f"{self.spec_id} gave an observation without {self.key!r}, which is in its space")
         return obs[self.key]
 
-    def _rows(self, masks: Any, needed: Bool[np.ndarray, " E"]) -> Any:
+    def _rows(self, masks: Any, needed: Bool[np.ndarray, " E"], is_part: bool = False) -> Any:
         """The masks of some environments, in every array of a tuple or dict."""
         match masks:
             case dict():
-                return {key: self._rows(part, needed) for key, part in masks.items()}
+                return {key: self._rows(part, needed, True) for key, part in masks.items()}
             case tuple():
-                return tuple(self._rows(part, needed) for part in masks)
-            case None:
+                return tuple(self._rows(part, needed, True) for part in masks)
+            case None if is_part:
                 return None
         masks = np.asarray(masks)
         if masks.shape[:1] != (self.num_envs,):
             raise UserError(f"action masks of shape {list(masks.shape)}, not one per environment")
         return masks[needed]
+
+
+def without_masks(are_in_obs: bool) -> str:
+    """Of an error, how to do without masks."""
+    return f"; env.action_mask_key=null {'takes it for a feature' if are_in_obs else 'ignores masks'}"
 
 
 def require_legal_choice(masks: Bool[np.ndarray, "E K N"], spec_id: str, step: int) -> None:

@@ -53,6 +53,10 @@ class MemberEnvs:
     def restarts(self) -> np.ndarray:
         return np.concatenate([member.restarts for member in self.members])
 
+    @property
+    def broken_off(self) -> np.ndarray:
+        return np.concatenate([member.broken_off for member in self.members])
+
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
         seeds_of = [None] * self.num_members if seeds is None else [[seed] for seed in seeds]
         return self._gather([member.reset(own) for member, own in zip(self.members, seeds_of, strict=True)])
@@ -81,9 +85,9 @@ class MemberEnvs:
     def frame_stack_holds(self) -> bool:
         return all(member.frame_stack_holds for member in self.members)
 
-    def record_actions_(self) -> None:
+    def make_repeatable_(self) -> None:
         for member in self.members:
-            member.record_actions_()
+            member.make_repeatable_()
 
     def journal(self) -> dict[str, Tensor]:
         journals = [member.journal() for member in self.members]

@@ -90,6 +90,8 @@ def _advice(module: str, name: str, imported: ModuleType | None) -> str:
     own = (
         f"{module} does not register it{hidden(module, imported)}"
         if module
+        else f"for your own, name what is in it: {name}:MyEnv-v0"
+        if is_file(name)
         else f"for your own, name the module that registers it: module:{name}"
     )
     return f"did you mean {ids[close[0]]}? ({own})" if close else own

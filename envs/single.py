@@ -66,7 +66,11 @@ class SingleEnv:
             if self.preprocessing == "atari":
                 env = preprocessed(env)
         for wrap in self.wrappers:
-            env = wrap(env)
+            try:
+                env = wrap(env)
+            except UserError:
+                env.close()
+                raise
         return env
 
     def check(self) -> None:
@@ -143,7 +147,11 @@ def clips_rewards(parameter: inspect.Parameter) -> bool:
 
 
 def parameters(creator: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    return inspect.signature(creator).parameters
+    """Of what cannot be asked, as some functions in C: whatever it is given."""
+    try:
+        return inspect.signature(creator).parameters
+    except (ValueError, TypeError):
+        return {"kwargs": inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)}
 
 
 def load(spec: EnvSpec, entry_point: Any) -> Callable[..., Any]:

@@ -13,6 +13,7 @@ from jaxtyping import Float32, Int64
 
 from envs.errors import UserError
 from envs.space_json import space_from_json, space_to_json
+from envs.values import without_ones
 
 __all__ = ["FactoredActions", "FlatObservations", "space_from_json", "space_to_json"]
 
@@ -25,13 +26,18 @@ class _Numbers:
     """Encodes Box and MultiBinary: each entry as it is."""
 
     def __init__(self, space: spaces.Box | spaces.MultiBinary) -> None:
-        self.ndim = len(space.shape)
+        self.shape, self.ndim = space.shape, len(space.shape)
         self.size = int(np.prod(space.shape))
         self.binary = isinstance(space, spaces.MultiBinary)
         self.is_bytes = self.binary or space.dtype == np.uint8
 
     def encode(self, obs: Any) -> Float32[np.ndarray, "E D"]:
-        return np.array(obs, dtype=np.float32, order="C").reshape(len(obs), self.size)
+        array = np.array(obs, dtype=np.float32, order="C")
+        if array.shape[1:] != self.shape and without_ones(array.shape[1:]) != without_ones(self.shape):
+            raise ValueError(f"observations of shape {array.shape[1:]}, expected {self.shape}")
+        if self.binary and ((array != 0) & (array != 1)).any():
+            raise UserError(f"an observation outside of its space MultiBinary: {array.tolist()}")
+        return array.reshape(len(array), self.size)
 
 
 class _OneHot:

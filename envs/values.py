@@ -3,7 +3,7 @@
 Axes: E environment · R reward of an environment that gives several.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,10 +35,15 @@ def as_tuple(answer: Any, call: str) -> tuple[Any, ...]:
 def fitting_obs(obs: Any, space: spaces.Space) -> Any:
     """The observation of one environment in the shape of its space. Spaces without numbers are left alone."""
     match space:
-        case spaces.Box() | spaces.MultiBinary() | spaces.MultiDiscrete():
+        case spaces.Box():
             if type(obs) is np.ndarray and obs.shape == space.shape and obs.dtype == space.dtype:
                 return obs
             return fitting_array(obs, space)
+        case spaces.MultiBinary() | spaces.MultiDiscrete():
+            array = fitting_array(obs, space)
+            if not space.contains(array):
+                raise Misfit(f"an observation outside of its space {space}: {describe(obs)}")
+            return array
         case spaces.Discrete():
             return fitting_integer(obs, space)
         case spaces.Dict():
@@ -61,12 +66,13 @@ def fitting_array(obs: Any, space: spaces.Box | spaces.MultiBinary | spaces.Mult
         if without_ones(array.shape) != without_ones(space.shape):
             raise Misfit(f"an observation of shape {array.shape}, its space has {space.shape}")
         array = array.reshape(space.shape)
-    if not np.can_cast(array.dtype, space.dtype, "same_kind"):  # 0.5 would become 0 in an array of integers
-        rounded = array.astype(space.dtype)
-        if not np.array_equal(rounded, array):
-            raise Misfit(f"an observation of type {array.dtype}, its space has {space.dtype}: {describe(obs)}")
-        return rounded
-    return array
+    if space.dtype.kind == "f" or array.dtype == space.dtype:
+        return array
+    with np.errstate(invalid="ignore"):
+        cast = array.astype(space.dtype)
+    if not np.array_equal(cast, array):  # in an array of integers 0.5 would become 0, of bytes 300 would become 44
+        raise Misfit(f"an observation of type {array.dtype}, its space has {space.dtype}: {describe(obs)}")
+    return cast
 
 
 def fitting_integer(obs: Any, space: spaces.Discrete) -> np.integer:
@@ -92,7 +98,7 @@ def fitting_rewards(rewards: Any, num_envs: int, weights: Sequence[float] | None
         raise Misfit(f"rewards of shape {array.shape}; expected ({num_envs},), one for each environment")
     if weights is None:
         if array.size == num_envs:
-            return array.reshape(num_envs).astype(np.float32)
+            return as_float32(array.reshape(num_envs))
         example = [1.0, *[0.0] * (array[0].size - 1)]
         raise Misfit(
             f"a reward of shape {of_each}, {array[0].tolist()}; expected one number: env.reward_weights={example} "
@@ -101,7 +107,12 @@ def fitting_rewards(rewards: Any, num_envs: int, weights: Sequence[float] | None
     if of_each != (len(weights),):
         got = "one number" if array.size == num_envs else f"shape {of_each}"
         raise Misfit(f"a reward of {got}, {array[0].tolist()}; env.reward_weights has {len(weights)} numbers")
-    return (array @ np.array(weights)).astype(np.float32)
+    return as_float32(array @ np.array(weights))
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # infinity is told of
+        return array.astype(np.float32)
 
 
 def fitting_flag(value: Any, name: str) -> bool:
@@ -119,7 +130,22 @@ def fitting_flags(values: Any, name: str, num_envs: int) -> np.ndarray:
     array = np.asarray(values)
     if array.size != num_envs or array.dtype.kind not in "biuf":
         raise Misfit(f"{name} of shape {array.shape} and type {array.dtype}; expected ({num_envs},) of bool")
+    if array.dtype != np.bool_ and not np.isin(array, (0, 1)).all():
+        raise Misfit(f"{name} that is {describe(values)}; expected True or False")
     return array.reshape(num_envs).astype(np.bool_)
+
+
+def leaves(obs: Any) -> Iterator[np.ndarray]:
+    """All arrays of an observation that fits its space."""
+    match obs:
+        case np.ndarray():
+            yield obs
+        case dict():
+            for part in obs.values():
+                yield from leaves(part)
+        case tuple():
+            for part in obs:
+                yield from leaves(part)
 
 
 def numbers(value: Any, what: str) -> np.ndarray:

@@ -66,6 +66,10 @@ class VectorEnvironment(Protocol):
     def restarts(self) -> np.ndarray:
         """How often each environment failed and was replaced, [E]."""
 
+    @property
+    def broken_off(self) -> np.ndarray:
+        """Whose episode the last step broke off, as the environment failed, [E]."""
+
     def reset(self, seeds: Sequence[int] | None = None) -> Float[Tensor, "E D"]:
         """Starts a new episode in every environment.
 
@@ -93,8 +97,11 @@ class VectorEnvironment(Protocol):
     def frame_stack_holds(self) -> bool:
         """Whether every observation since has repeated the frames expected of it."""
 
-    def record_actions_(self) -> None:
-        """From the next reset on, notes the actions for the journal. No effect where there is a state."""
+    def make_repeatable_(self) -> None:
+        """From the next reset on, records the actions for the journal, and reseeds vector classes now and then.
+
+        No effect where there is a state.
+        """
 
     def journal(self) -> dict[str, Tensor]:
         """Each environment's last seeded reset and the actions since, enough for `repeat`. Empty where there is state.

@@ -8,6 +8,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any
 
+from gymnasium.vector import AsyncVectorEnv
 from gymnasium.vector.async_vector_env import _async_worker
 
 
@@ -17,6 +18,15 @@ def surviving_worker(*args: Any) -> None:
     signal.signal(signal.SIGTERM, _live_on)  # a function: programs that the environment starts must not inherit it
     with contextlib.suppress(BrokenPipeError):  # the run is gone
         _async_worker(*args)
+
+
+def abandon(vector_env: AsyncVectorEnv) -> None:
+    """Ends environments that do not answer. Gymnasium would wait for their answers first."""
+    kill(vector_env.processes)
+    for process, pipe in zip(vector_env.processes, vector_env.parent_pipes, strict=True):
+        process.join()
+        pipe.close()
+    vector_env.closed = True
 
 
 def kill(processes: Iterable[BaseProcess]) -> None:

@@ -22,7 +22,7 @@ class Wrapping(NamedTuple):
         """The environment, wrapped. UserError whatever the constructor raises."""
         try:
             return self.wrapper(env, **self.kwargs)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             around = env.spec.id if env.spec else type(env.unwrapped).__name__
             kwargs = f" with kwargs={dict(self.kwargs)}" if self.kwargs else ""
             raise UserError(
@@ -62,7 +62,7 @@ def _instead(name: str) -> str:
 
 
 def _check_kwargs(name: str, wrapper: type[gymnasium.Wrapper], kwargs: Mapping[str, Any]) -> None:
-    _, *parameters = inspect.signature(wrapper).parameters.values()  # the first is the environment
+    parameters = list(inspect.signature(wrapper).parameters.values())[1:]  # the first is the environment
     named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     takes = f"; it takes: {', '.join(named) or 'none'}"
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):

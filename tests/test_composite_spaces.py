@@ -150,21 +150,21 @@ class Fails(CompositeEnv):
         ({"gear": np.ones(3)}, "returned an action mask without the key 'arm'; expected 'arm', 'gear', 'lamps'"),
         (mask_by_leaf(0) | {"x": 1}, "returned an action mask with the key 'x'; expected 'arm', 'gear', 'lamps'"),
         (mask_by_leaf(0) | {"arm": {}}, r"returned an action mask that is a dict; the action space is Tuple\("),
-        (mask_by_leaf(0) | {"gear": np.ones(4)}, r"gave an action mask\['gear'\] of shape \[4\]; expected \[3\]"),
+        (mask_by_leaf(0) | {"gear": np.ones(4)}, r"returned an action mask\['gear'\] of shape \[4\]; expected \[3\]"),
         (
             mask_by_leaf(0) | {"gear": np.full(3, np.nan)},
-            r"gave an action mask\['gear'\] of float64, .*; expected bool, or numbers 0 and 1",
+            r"returned an action mask\['gear'\] of float64, .*; expected bool, or numbers 0 and 1",
         ),
         (
             np.ones(6),
-            r"gave an action mask of shape \[6\]; expected \[15\] or "
+            r"returned an action mask of shape \[6\]; expected \[15\] or "
             r"\{'arm': \(\[3\], \[5\]\), 'gear': \[3\], 'lamps': \[4\]\}",
         ),
         (
             mask_by_leaf(0) | {"arm": (np.ones(3), np.ones(4))},
-            r"gave an action mask\['arm'\]\[1\] of shape \[4\]; expected \[5\] or 2 arrays \[2\], \[3\]",
+            r"returned an action mask\['arm'\]\[1\] of shape \[4\]; expected \[5\] or 2 arrays \[2\], \[3\]",
         ),
-        (mask_by_leaf(0) | {"gear": np.zeros(3)}, "environment 0 has no legal choice for action factor 3"),
+        (mask_by_leaf(0) | {"gear": np.zeros(3)}, "returned an action mask without a legal choice for action factor 3"),
     ],
 )
 def test_mask_that_does_not_fit_names_the_leaf(mask: Any, message: str) -> None:

@@ -10,9 +10,11 @@ import pytest
 import torch
 from failing_env import ENV_ID as FAILING
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from torch import Generator, Tensor
 
 from envs import GymnasiumAdapter, MemberEnvs, TensorEnv, VectorEnvironment, make
+from envs.guard import Guard
 from envs.tensor.registration import OWN, TWINS
 from envs.vector_environment import environment_seeds
 
@@ -109,7 +111,7 @@ def test_every_environment_has_the_one_interface(kind: Any) -> None:
 
 def shorten_segments(monkeypatch: pytest.MonkeyPatch, num_steps: int) -> None:
     monkeypatch.setattr("envs.guard.SEGMENT_STEPS", num_steps)
-    monkeypatch.setattr("envs.gymnasium_adapter.SEGMENT_STEPS", num_steps)
+    monkeypatch.setattr("envs.gymnasium_adapter.CLASS_SEGMENT_STEPS", num_steps)
 
 
 @pytest.mark.parametrize("segment_steps", [1, 12, 1000])
@@ -121,13 +123,14 @@ def test_journal_and_state_bring_a_population_back(
     shorten_segments(monkeypatch, segment_steps)
     with make_members(kind, 3) as env, make_members(kind, 3) as other:
         other.reset([1, 2, 3])
-        env.record_actions_()
+        env.make_repeatable_()
         trajectories(env, [1, 2, 3], 5)  # before the last reset: not in the journal
         generators = {seed: Generator().manual_seed(seed) for seed in seeds}
         acted_on, _ = follow(env, env.reset(seeds), generators, 25)
         journal, state = env.journal(), {name: value.clone() for name, value in env.state().items()}
         for name, value in other.state().items():
             value.copy_(state[name])
+        other.make_repeatable_()
         obs = other.repeat(journal)
         assert torch.equal(obs, acted_on) and np.array_equal(other.restarts, env.restarts)
         assert (other.masks is None) == (env.masks is None)
@@ -149,7 +152,7 @@ def test_journal_and_state_bring_a_population_back(
 
 def test_journal_right_after_a_reset_holds_the_seeds(kind: Any) -> None:
     with make_members(kind, 2) as env, make_members(kind, 2) as other:
-        env.record_actions_()
+        env.make_repeatable_()
         obs, state = env.reset([4, 6]), env.state()
         other.reset([0, 1])
         for name, value in other.state().items():
@@ -191,7 +194,7 @@ def test_episodes_longer_than_a_segment_end_and_the_next_begins_with_a_seeded_re
 
 def test_environments_of_a_vector_class_wait_for_the_last_episode_of_a_segment(monkeypatch: pytest.MonkeyPatch) -> None:
     """No episode is cut, and what the waiting ones do meanwhile is not valid."""
-    shorten_segments(monkeypatch, 30)
+    shorten_segments(monkeypatch, 100)
     seeds: list[int] = []
     reset = CartPoleVectorEnv.reset
 
@@ -201,16 +204,17 @@ def test_environments_of_a_vector_class_wait_for_the_last_episode_of_a_segment(m
 
     monkeypatch.setattr(CartPoleVectorEnv, "reset", reset_and_note)
     with closing(make("CartPole-v1", 4, vectorization_mode="vector_entry_point")) as env:
+        env.make_repeatable_()
         env.reset([3])
         ended = waits = torch.zeros(4, dtype=torch.bool)
         num_steps, num_waiting, generator = 0, 0, Generator().manual_seed(0)
-        for _ in range(400):
+        for _ in range(1000):
             num_seeded = len(seeds)
             step = env.step(torch.randint(2, (4, 1), generator=generator))
             num_steps += 1
             assert torch.equal(step.valid, ~ended & ~waits) and torch.equal(step.reward, step.valid.float())
             ended = step.terminated | step.truncated
-            waits = waits | (ended & (num_steps >= 30))
+            waits = waits | (ended & (num_steps >= 100))
             num_waiting += int(waits.sum())
             assert (len(seeds) > num_seeded) == bool(waits.all())
             if waits.all():
@@ -219,9 +223,61 @@ def test_environments_of_a_vector_class_wait_for_the_last_episode_of_a_segment(m
     assert len(set(seeds)) == len(seeds) > 4 and num_waiting > 10
 
 
+class Endless(VectorEnv):
+    """The first of two environments never ends, the other after every fifth step; observations count the steps."""
+
+    metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    observation_space = gymnasium.spaces.Box(0, np.inf, (2, 1))
+    single_observation_space = gymnasium.spaces.Box(0, np.inf, (1,))
+    action_space, single_action_space = gymnasium.spaces.MultiDiscrete([2, 2]), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, num_envs: int) -> None:
+        self.num_envs = num_envs
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.num_steps = 0
+        return np.zeros((2, 1)), {}
+
+    def step(self, actions: Any) -> Any:
+        self.num_steps += 1
+        ended = np.array([False, self.num_steps % 6 == 5])
+        return np.full((2, 1), self.num_steps), np.ones(2), ended, np.zeros(2, np.bool_), {}
+
+
+def test_an_environment_of_a_vector_class_that_never_ends_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_segments(monkeypatch, 20)
+    spec = gymnasium.envs.registration.EnvSpec("Endless-v0", vector_entry_point=Endless)
+    monkeypatch.setitem(gymnasium.registry, "Endless-v0", spec)
+    with closing(make("Endless-v0", 2)) as env:
+        env.make_repeatable_()
+        env.reset([0])
+        steps = [env.step(torch.zeros(2, 1, dtype=torch.int64)) for _ in range(80)]
+        assert [i + 1 for i, step in enumerate(steps) if step.truncated[0]] == [40, 80]
+        assert steps[39].next_obs.tolist() == [[40], [40]] and steps[39].obs.tolist() == [[0], [0]]
+        assert not any(step.valid[1] for step in steps[23:40]) and all(step.valid[0] for step in steps)
+        env.reset([0])
+    with closing(make("Endless-v0", 2)) as env:  # as for an evaluation
+        env.reset([0])
+        steps = [env.step(torch.zeros(2, 1, dtype=torch.int64)) for _ in range(80)]
+        assert not any(step.truncated.any() for step in steps) and sum(bool(step.valid[1]) for step in steps) == 67
+
+
+def test_actions_that_nothing_needs_any_more_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_segments(monkeypatch, 15)
+    monkeypatch.setattr("envs.gymnasium_adapter.TRIM_STEPS", 10)
+    with closing(GymnasiumAdapter(SyncVectorEnv([lambda: Guard(Long(10), None, "stop")] * 2), guarded=True)) as env:
+        env.make_repeatable_()
+        env.reset([0])
+        longest = 0
+        for _ in range(500):
+            env.step(torch.zeros(2, 1, dtype=torch.int64))
+            longest = max(longest, len(env._taken or ()))
+        assert longest < 100 and len(env.journal()["env/actions"]) <= 20
+
+
 def test_replaced_environments_are_counted_by_member() -> None:
     with make_members(CASES["replaced"], 2) as env:
-        env.record_actions_()
+        env.make_repeatable_()
         trajectories(env, [0, 1])
         assert env.restarts.tolist() == [2] * 4
         assert env.journal()["env/restarts"].tolist() == [2] * 4

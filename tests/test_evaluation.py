@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from failing_env import ENV_ID as FAILING
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_env import TERMINATED, Episode, ScriptedEnv, ScriptedVectorEnv
@@ -61,6 +62,14 @@ def test_an_episode_that_is_cut_is_marked_and_the_next_starts_at_a_reset(mode: A
     assert episodes.returns[0, 0] == sum(range(20))
     number, rest = divmod(episodes.returns[0, 3] - sum(range(20)), 20 * 100)
     assert number >= 1 and rest == 0  # all of one later episode, from its first step
+
+
+def test_an_episode_that_a_failure_broke_off_is_marked() -> None:
+    env = envs.make(FAILING, 1, kwargs={"how": "raises", "at": 25}, on_error="restart")
+    policy = make_policy(env.observations.space, spaces.Discrete(2))
+    episodes = run_episodes(policy, env, 5, seed=[0], sampled=False)
+    assert episodes.lengths.tolist() == [[10, 10, 5, 10, 10]]
+    assert episodes.were_cut.tolist() == [[False, False, True, False, False]]
 
 
 def test_a_member_has_the_same_episodes_alone_when_some_are_cut() -> None:

@@ -242,3 +242,15 @@ def test_an_environment_that_hangs_ends_the_run_in_time(tmp_path: Path) -> None:
     settings = ("env.kwargs.how=hangs", "env.vectorization_mode=async", "env.timeout_seconds=0.5")
     with pytest.raises(UserError, match=r"Failing-v0: an environment has not answered a step within 0\.5 s"):
         train(failing(tmp_path / "run", *settings))
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_environment_that_fails_to_close_costs_nothing(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def close(env: FailingEnv) -> None:
+        raise OSError("no display")
+
+    monkeypatch.setattr(FailingEnv, "close", close, raising=False)
+    run = train(failing(tmp_path / "run", "env.kwargs.at=1000", f"env.vectorization_mode={mode}"))
+    assert (run / "result.json").exists() and f"{ENV_ID}: close raised OSError: no display" in caplog.text

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.wrappers import FrameStackObservation
 from loops import make_loop
 from test_resume import assert_same, short, stop_at
@@ -140,6 +141,29 @@ def test_a_stack_is_found_along_the_first_or_the_last_axis(kind: str) -> None:
 
 def test_a_frame_may_have_several_colours() -> None:
     assert found("Stacked/colours-v0") == FrameStack(num_frames=4, num_blocks=2)
+
+
+@pytest.mark.parametrize("fails_at", [10, 100], ids=["while it is looked for", "later"])
+def test_an_environment_that_fails_and_is_replaced_keeps_its_stack(
+    fails_at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(env: CartPoleEnv, action: Any) -> Any:
+        counted.append(action)
+        if len(counted) == fails_at:
+            raise OSError("gone")
+        return unbroken(env, action)
+
+    counted: list[Any] = []
+    unbroken = CartPoleEnv.step
+    monkeypatch.setattr(CartPoleEnv, "step", step)
+    with closing(make("Stacked/reset-v0", 1, on_error="restart")) as env:
+        stack = find_frame_stack(env, [0])
+        assert stack is not None and stack.num_frames == 3
+        env.expect_frame_stack_(stack)
+        env.reset([0])
+        for _ in range(150):
+            env.step(torch.zeros(1, 1, dtype=torch.int64))
+        assert env.frame_stack_holds and len(counted) > fails_at
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Stacked/constant-v0", "Stacked/image-v0", "Tensor/Harvest-v0"])

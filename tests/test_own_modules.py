@@ -153,6 +153,15 @@ class Twice(gymnasium.RewardWrapper):
         assert times > 0, "must be positive"
     def reward(self, reward):
         return reward * self.times + self.offset
+
+class Bare(gymnasium.Wrapper):
+    def __init__(self):
+        pass
+
+def __getattr__(name):
+    if name == "Lazy":
+        import not_installed_here
+    raise AttributeError(name)
 """
 TWICE, TWO = "scale.py:Twice", {"times": 2}
 
@@ -195,6 +204,9 @@ def test_an_environment_put_in_place_of_one_that_failed_has_the_wrappers(folder:
         ),
         ("not_there:X", "env.wrappers: got 'not_there:X', which cannot be imported: .*No module named 'not_there'"),
         ("scale.py:gymnasium", r"'scale.py:gymnasium', which is not a class of gymnasium.Wrapper"),
+        ("scale.py:Bare", "scale.py:Bare cannot be put around CartPole-v1: TypeError: .* takes 1 positional argument"),
+        ("scale.py:Lazy", "which cannot be imported: .*No module named 'not_installed_here'"),
+        ("./scale.txt:Bare", "cannot be imported: it is neither a module nor a file of Python"),
         ("gymnasium.wrappers.vector:FlattenObservation", "which is not a class of gymnasium.Wrapper"),
         (TWICE, r"scale.py:Twice needs times, for example \{name: scale.py:Twice, kwargs: \{times: …\}\}"),
         ({"name": TWICE, "kwargs": TWO | {"ofset": 1}}, r"does not know the argument 'ofset'; did you mean 'offset'\?"),

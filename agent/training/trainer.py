@@ -97,8 +97,7 @@ class Trainer:
         evaluation_envs = num_parallel_envs(config.evaluation.episodes)
         self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
-        if self.has_checkpoints:
-            self.env.record_actions_()
+        self.env.make_repeatable_()  # without checkpoints, too: they do not change what is learned
         self.stop = StopSignals()
         self.loop = TrainingLoop(config, self.env, self.device, self.stop.check)
         infos = [

@@ -105,7 +105,7 @@ class TensorEnv:
         self._decode = _decoder(env.action_space, self.actions, self.device)
         self.streams = RandomStreams(entropy_seeds(self.num_envs), self.device)
         self.env_state = _map(Tensor.clone, env.initial(self.streams))
-        self.restarts = np.zeros(self.num_envs, dtype=np.int64)  # they never fail
+        self.restarts, self.broken_off = np.zeros((2, self.num_envs), dtype=np.int64)  # they never fail
         self.elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
         self._all_valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self.masks: Masks | None = None
@@ -171,7 +171,7 @@ class TensorEnv:
     def frame_stack_holds(self) -> bool:
         return True
 
-    def record_actions_(self) -> None:
+    def make_repeatable_(self) -> None:
         """Nothing to record: `state` holds all."""
 
     def journal(self) -> dict[str, Tensor]:
