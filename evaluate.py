@@ -18,7 +18,7 @@ from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
 from agent.config import MAX_EPISODE_STEPS, MAX_SEED
-from agent.config_loader import load_config, parse_override, put
+from agent.config_loader import load_config, parse_override, put, require_once
 from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.tables import results_table
@@ -41,6 +41,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         description="Evaluates saved policies on fresh environments. A policy folder is data: nothing in it is run.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
     parser.add_argument(
@@ -93,7 +94,9 @@ def changes_of(options: argparse.Namespace, policy: Policy) -> dict[str, Any]:
     """Settings of the environment that are not to be the policy's."""
     values: dict[str, Any] = {"env": policy.info.env.model_dump()}
     changed = set()
-    for key, value in map(parse_override, options.settings):
+    given = [(text, *parse_override(text)) for text in options.settings]
+    require_once([*given, *([] if options.env is None else [(f"--env {options.env}", "env.id", options.env)])])
+    for _, key, value in given:
         if not key.startswith("env."):
             raise UserError(
                 f"command line: '{key}': evaluate.py changes settings of the environment alone, env.key=value"
@@ -111,15 +114,16 @@ def report_returns(options: argparse.Namespace) -> None:
     env_id = changes.get("id", policy.info.env.id)
     modes = ("greedy",) if options.greedy else ("sampled",) if options.sampled else MODES
     limit = options.max_episode_steps
-    members = evaluate(
-        policy,
-        episodes=options.episodes,
-        max_episode_steps=limit,
-        seed=options.seed,
-        modes=modes,
-        env=changes,
-        before_step=EpisodeProgress(lambda text: print(text, file=sys.stderr)),
-    )
+    with contextlib.redirect_stdout(sys.stderr):  # what environments print
+        members = evaluate(
+            policy,
+            episodes=options.episodes,
+            max_episode_steps=limit,
+            seed=options.seed,
+            modes=modes,
+            env=changes,
+            before_step=EpisodeProgress(print),
+        )
     console, env_steps = Console(), policy.info.members[0].env_steps
     if options.json:
         result = {"env_id": env_id, "env_steps": env_steps, "max_episode_steps": limit, "members": members}
@@ -129,7 +133,10 @@ def report_returns(options: argparse.Namespace) -> None:
         console.print(results_table(members))
     for i in range(policy.num_members if options.video else 0):
         member = policy.select([i])
-        with contextlib.closing(make_env(member, 1, changes=changes, render_mode="rgb_array")) as env:
+        with (
+            contextlib.redirect_stdout(sys.stderr),
+            contextlib.closing(make_env(member, 1, changes=changes, render_mode="rgb_array")) as env,
+        ):
             video = record(member, env, options.video, options.seed, sampled=modes[0] == "sampled", max_steps=limit)
         if not options.json:
             cut = f" (cut after {limit} steps)" if video.was_cut else ""
@@ -145,7 +152,8 @@ def report_gradients(options: argparse.Namespace) -> None:
     critics = load_critics(run, config, policy)
     changes = changes_of(options, policy)
     env_id = changes.get("id", policy.info.env.id)
-    with contextlib.closing(make_env(policy, num_parallel_envs(options.episodes), changes=changes)) as env:
+    num_envs = num_parallel_envs(options.episodes)
+    with contextlib.redirect_stdout(sys.stderr), contextlib.closing(make_env(policy, num_envs, changes=changes)) as env:
         states = visited_states(policy, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
     if options.json:

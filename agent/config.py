@@ -61,6 +61,7 @@ class EnvSettings(Section):
     action_bins: int | None = Field(
         None,
         ge=2,
+        le=65_536,
         description="choices per dimension of a Box action space, or of each Box in a Tuple or Dict, ends included",
     )
     wrappers: list[WrapperConfig] = Field(

@@ -221,8 +221,10 @@ def describe(fault: Any, locate: Callable[[str], str]) -> str:
             return f"{where}: unknown key '{key}'{nearest(key, known)}"
         case "missing":
             return f"{where}: '{key}' is required" + (
-                "; for example env.id=CartPole-v1" if key.startswith("env") else ""
+                "; for example env.id=CartPole-v1" if key in ("env", "env.id") else ""
             )
+        case "model_type" if key not in {k.rpartition(".")[0] for k in known}:  # an entry of a list
+            return f"{where}: {key}: got {fault['input']!r}; see --help for what it holds"
         case "model_type":
             inner = [k for k in known if k.startswith(f"{key}.")]
             hint = missing_space(fault["input"])

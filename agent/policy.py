@@ -9,6 +9,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -31,6 +32,7 @@ from envs.importing import OWN_CLASS, is_ours
 from envs.masks import MaskReader
 from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations, are_same, space_from_json, space_to_json
+from envs.values import fitting_obs, immoderate
 
 
 class PolicyError(UserError):
@@ -137,16 +139,21 @@ class Policy:
         Gymnasium's vector environments take them.
 
         Args:
-            obs: as the environment gives it, alone or batched along a new first axis. Parts that the policy was
-                trained without, as texts, may be in it.
+            obs: in the shapes of the environment's space, alone or batched along a new first axis. Parts that the
+                policy was trained without, as texts, may be in it.
             sampled: draw from the policy instead of taking its most probable action.
             action_mask: of the legal choices, as the environment gives it in `info` or by `action_masks()`; one, or a
                 batch for a batch. A policy trained with masks needs it, unless `obs` has it; any other may have it.
         """
         if self.num_members != 1:
             raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
-        batched = self.observations.is_batch(obs)
-        flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
+        try:
+            batched = self.observations.is_batch(obs)
+            flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
+        except (UserError, ValueError, TypeError, LookupError) as error:
+            raise PolicyError(f"got an observation that does not fit {self.observations.space}: {error}") from None
+        if (wrong := immoderate(flat)) is not None:
+            raise PolicyError(f"got an observation that is {wrong}")
         if action_mask is None and isinstance(obs, Mapping) and self.info.action_mask_key is not None:
             action_mask = obs.get(self.info.action_mask_key)
         mask = None if action_mask is None else self.read_masks(action_mask if batched else [action_mask], len(flat))
@@ -266,6 +273,8 @@ class Policy:
     ) -> gymnasium.Env[Any, Any]:
         """One environment as the policy was trained in, with its arguments, wrappers and preprocessing.
 
+        Its observations are in the shapes of their space, as `act` takes them.
+
         Args:
             trust: allows the import of whatever the policy's file names.
             changes: other values for the settings under env., for example wrappers=[...] or id="my_package:MyEnv-v0".
@@ -282,7 +291,8 @@ class Policy:
         except UserError:
             env.close()
             raise
-        return env
+        space = env.observation_space
+        return TransformObservation(env, lambda obs: fitting_obs(obs, space), space)
 
     def env_settings(self, *, trust: bool = False, **changes: Any) -> EnvSettings:
         """The settings of its environment, with other values for some.

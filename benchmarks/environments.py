@@ -178,7 +178,7 @@ def measure(folder: Path, settings: Sequence[str]) -> None:
 
 
 def cost(run: Path) -> Row:
-    """Speed between the last two log lines; memory."""
+    """Median speed of the log lines; memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = [line["time/env_steps_per_second"] for line in lines if "time/env_steps_per_second" in line]
     newest = latest(run)

@@ -216,3 +216,18 @@ def test_a_policy_of_format_2_is_read(tmp_path: Path, layer_norm: bool) -> None:
     obs = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
     assert torch.equal(read.actor(obs), policy.actor(obs))
     assert read.info.env == EnvSettings(id="CartPole-v1", kwargs={"sutton_barto_reward": True}, action_mask_key=None)
+
+
+@pytest.mark.parametrize(
+    ("obs", "message"),
+    [
+        (np.zeros(4, np.float32), "does not fit Box"),
+        (None, "does not fit Box"),
+        ("abc", "does not fit Box"),
+        (np.array([0, np.nan, 0], np.float32), "is not finite"),
+    ],
+    ids=repr,
+)
+def test_an_observation_that_does_not_fit_is_a_clear_error(obs: object, message: str) -> None:
+    with pytest.raises(PolicyError, match=f"got an observation that {message}"):
+        make_policy(OBS, spaces.Discrete(2)).act(obs)

@@ -5,12 +5,15 @@ import math
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import pytest
 import torch
-from failing_env import ENV_ID
+from failing_env import ENV_ID, FailingEnv
 from loops import make_loop
 from safetensors.torch import load_file, save_file
 
@@ -150,7 +153,7 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
             loop.run_iteration(2 * i)
 
     first, second = loop(), loop()
-    first.env.record_actions_()
+    first.env.make_repeatable_()
     iterate(first, range(34))
     saved = capture(first.state())
     second.make_room_(saved)
@@ -199,6 +202,31 @@ def test_another_config_is_refused_and_nothing_is_lost(tmp_path: Path, override:
     with pytest.raises(ConfigError, match=message):
         train(short(run, override), resume=True)
     assert before == ((run / "metrics.jsonl").read_bytes(), (run / "config.yaml").read_bytes())
+
+
+def test_what_an_error_advises_can_be_changed(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
+    settings = [f"env.id={ENV_ID}", "env.kwargs={how: raises, at: 70}", "env.num_envs=1"]
+    with pytest.raises(UserError, match="env.on_error=restart continues with a new environment"):
+        train(short(tmp_path / "run", *settings))
+    changed = ["env.on_error=restart", "env.timeout_seconds=9", "checkpoint.replay_gib=0"]
+    assert train(short(tmp_path / "run", *settings, *changed), resume=True) == tmp_path / "run"
+
+
+class Slow(FailingEnv):
+    def step(self, action: Any) -> Any:
+        time.sleep(0.02)
+        return super().step(action)
+
+
+def test_a_slow_environment_has_time_to_repeat_its_steps(
+    tmp_path: Path, stop_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Slow-v0", gymnasium.envs.registration.EnvSpec("Slow-v0", Slow))
+    settings = ["env.id=Slow-v0", "env.vectorization_mode=async", "env.timeout_seconds=0.6", "env.num_envs=1"]
+    stop_at(60)
+    with pytest.raises(Stopped):
+        train(short(tmp_path / "run", *settings))
+    train(short(tmp_path / "run", *settings), resume=True)
 
 
 def test_a_run_that_cannot_go_on_is_left_as_it_was(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,15 @@ def test_print_config_prints_yaml_and_trains_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_evaluate_json_is_one_object_and_nothing_else(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_json_is_one_object_and_nothing_else(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(env: CartPoleEnv, action: Any) -> Any:
+        print("a step")
+        return unbroken(env, action)
+
+    unbroken = CartPoleEnv.step
+    monkeypatch.setattr(CartPoleEnv, "step", step)
     capsys.readouterr()
     assert evaluate.main([str(run), "--member", "all", "--episodes", "3", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
@@ -365,6 +374,8 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: evaluate.main([str(tmp)]), "no policy here"),
         (lambda run, tmp: evaluate.main([str(tmp / "nowhere")]), "no such folder"),
         (lambda run, tmp: evaluate.main([str(run), "--member", "7"]), "member 7 does not exist"),
+        (lambda run, tmp: evaluate.main([str(run), "env.action_bins=2", "env.action_bins=3"]), "is given twice"),
+        (lambda run, tmp: evaluate.main([str(run), "env.id=A-v0", "--env", "B-v0"]), "env.id is given twice"),
         (lambda run, tmp: evaluate.main([other_policy(tmp / "x"), "--env", "CartPole-v1"]), "this policy has"),
         (lambda run, tmp: compare.main([str(tmp)]), r"no result\.json"),
         (lambda run, tmp: compare.main([str(tmp / "missing.yaml")]), "no such config file"),
@@ -407,7 +418,8 @@ def empty(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--member", "first"], ["--episodes", "0"], ["--seed", "-1"], ["--greedy", "--sampled"]]
+    "arguments",
+    [["--member", "first"], ["--episodes", "0"], ["--seed", "-1"], ["--greedy", "--sampled"], ["--ep", "5"]],
 )
 def test_unusable_options_exit_with_2(run: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

@@ -76,6 +76,12 @@ def test_frames_come_back_from_the_file(tmp_path: Path) -> None:
     assert (abs(decoded.astype(int) - 128) < 8).all()
 
 
+def test_a_video_without_frames_is_an_error(tmp_path: Path) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    with pytest.raises(OSError, match=r"render\(\) returned no frames"), mp4(tmp_path / "x.mp4", 30):
+        pass
+
+
 def test_frames_of_another_size_are_said(tmp_path: Path) -> None:
     pytest.importorskip("imageio_ffmpeg")
     with (

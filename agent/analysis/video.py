@@ -123,6 +123,8 @@ def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
     finally:
         if writer is not None:
             writer.close()
+    if not count:
+        raise OSError("render() returned no frames")
     try:
         num_written, _ = imageio_ffmpeg.count_frames_and_secs(str(path))
     except RuntimeError:

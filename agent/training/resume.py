@@ -20,6 +20,9 @@ FREE = (
     "run_dir",
     "checkpoint.keep",
     "checkpoint.every_env_steps",
+    "checkpoint.replay_gib",
+    "env.on_error",
+    "env.timeout_seconds",
 )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, SupportsFloat, TextIO
 
+from agent.commands import command
 from agent.config import Config, WandbConfig
 from agent.metrics import FINAL, METRICS, Metric
 from agent.training.checkpoint import CheckpointInfo
@@ -90,7 +91,7 @@ class Tracker:
                 return
         raise UserError(
             f"{self.run_dir} was moved or removed while the run wrote to it: the run ends; with the folder back in its "
-            f"place, python train.py --resume {self.run_dir} continues the run"
+            f"place, {command('train.py', '--resume', self.run_dir)} continues the run"
         )
 
     def num_bytes(self) -> int:
