@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path.pop(0)  # this folder: its profile.py would hide the library's
-sys.path.insert(0, str(ROOT))
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # not this folder: its profile.py would hide the library's
 
 from benchmarks.rows import versions
 

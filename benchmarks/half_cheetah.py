@@ -14,8 +14,8 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.pop(0)  # this folder: its profile.py would hide the library's
-sys.path.insert(0, str(HERE.parent))
+if __name__ == "__main__":
+    sys.path[0] = str(HERE.parent)  # not this folder: its profile.py would hide the library's
 
 import numpy as np
 

@@ -6,7 +6,8 @@ One row per run: greedy return at the end (100 episodes a seed), IQM over seeds 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])
 
 from agent.analysis.comparison import summarize
 from agent.analysis.run_folder import load_run

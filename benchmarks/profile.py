@@ -14,8 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.pop(0)  # this folder: its profile.py would hide the library's
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its profile.py would hide the library's
 
 import torch
 from torch.autograd import DeviceType

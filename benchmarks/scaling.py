@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.pop(0)  # this folder: its profile.py would hide the library's
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its profile.py would hide the library's
 
 import matplotlib
 import torch

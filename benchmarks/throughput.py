@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 STARTED = time.perf_counter()
-sys.path.pop(0)  # this folder: its profile.py would hide the library's
-sys.path.insert(0, str(Path(__file__).parents[1]))
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its profile.py would hide the library's
 
 import torch
 
