@@ -61,7 +61,7 @@ class SingleEnv:
         kwargs = {**self.kwargs, **(OF_SINGLE if self.preprocessing == "atari" else {})}
         if self.render_mode is not None:
             kwargs["render_mode"] = self.render_mode
-        with explained(self.spec, self.kwargs):
+        with explained(self.spec, self.kwargs, self.render_mode):
             env = gymnasium.make(self.spec, **kwargs)
             if self.preprocessing == "atari":
                 env = preprocessed(env)
@@ -196,7 +196,7 @@ def _check_render_mode(spec: EnvSpec, creator: Callable[..., Any], render_mode: 
 
 
 @contextmanager
-def explained(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Iterator[None]:
+def explained(spec: EnvSpec, kwargs: Mapping[str, Any], render_mode: str | None = None) -> Iterator[None]:
     """Whatever a constructor raises, as a UserError of one sentence. `kwargs`: the user's, which may be the cause."""
     try:
         yield
@@ -210,6 +210,8 @@ def explained(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Iterator[None]:
             raise UserError(f"{spec.id} cannot be made, use {newest} ({error})") from error
         if "raised from the environment creator" in str(error) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # without what Gymnasium says of it
+        if render_mode is not None and isinstance(error, TypeError) and "'render_mode'" in str(error):
+            raise UserError(f"{spec.id} cannot be rendered: it has no frames") from error
         given = f" with env.kwargs={dict(kwargs)}" if kwargs else ""
         raise UserError(f"{spec.id} cannot be made{given}: {said(error)}") from error
 

@@ -82,6 +82,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     gymnasium.register("Needy-v0", Needy)
     gymnasium.register("Broken-v0", Broken)
     gymnasium.register("Number-v0", lambda: 3)
+    gymnasium.register("Forwards-v0", lambda **kwargs: Broken(**kwargs))
     gymnasium.register("Limited-v0", ScriptedEnv, max_episode_steps=9, vector_entry_point=scripted_vector_env)
     gymnasium.register("Alike-v0", ScriptedEnv, vector_entry_point=scripted_vector_env)
     gymnasium.register("Unlike-v0", ScriptedEnv, vector_entry_point=lambda num_envs: CartPoleVectorEnv(num_envs))
@@ -277,6 +278,11 @@ ERRORS: dict[str, tuple[str, dict[str, Any], str]] = {
         "Probe/Choice-v0",
         {"render_mode": "rgb_array"},
         "Choice-v0 cannot be rendered: it has no frames",
+    ),
+    "frames that only its constructor can tell of": (
+        "Forwards-v0",
+        {"render_mode": "rgb_array"},
+        "Forwards-v0 cannot be rendered: it has no frames",
     ),
     "frames": ("CartPole-v1", {"render_mode": "ansi"}, "cannot be rendered as ansi; it offers human, rgb_array"),
 }
