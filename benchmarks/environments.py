@@ -70,7 +70,7 @@ ENVIRONMENTS: dict[str, list[str]] = {  # id: the settings that it needs besides
     "gymnasium_2048:gymnasium_2048/TwentyFortyEight-v0": [],
     "gymnasium_snake_game:Snake-v1": [],
     "highway_env:highway-fast-v0": [],
-    "highway_env:intersection-multi-agent-v1": [],
+    "highway_env:intersection-multi-agent-v0": [],
     "highway_env:parking-v0": ["env.action_bins=3"],
     "lbforaging:Foraging-8x8-2p-1f-v3": ["env.reward_weights=[1, 1]"],
     "minatar.gym:MinAtar/Breakout-v1": [],
@@ -82,7 +82,7 @@ ENVIRONMENTS: dict[str, list[str]] = {  # id: the settings that it needs besides
     "mo_gymnasium:deep-sea-treasure-v0": ["env.reward_weights=[1, 0.1]"],
     "mo_gymnasium:mo-lunar-lander-v3": ["env.reward_weights=[1, 1, 1, 1]"],
     "nasim:Tiny-v0": [],
-    "nle:NetHackScore-v0": [],
+    "nle:NetHackScore-v0": ["env.kwargs={observation_keys: [blstats, message], max_episode_steps: 200}"],
     "popgym.envs:popgym-AutoencodeEasy-v0": [],
     "popgym.envs:popgym-BattleshipEasy-v0": [],
     "popgym.envs:popgym-RepeatPreviousEasy-v0": [],
@@ -90,7 +90,7 @@ ENVIRONMENTS: dict[str, list[str]] = {  # id: the settings that it needs besides
     "shimmy:bsuite/catch-v0": [],
     "shimmy:bsuite/deep_sea-v0": ["env.kwargs={size: 8, mapping_seed: 0, max_episode_steps: 200}"],
     "tetris_gymnasium.envs:tetris_gymnasium/Tetris": [],
-    "vizdoom.gymnasium_wrapper:VizdoomBasic-v1": [],
+    "vizdoom.gymnasium_wrapper:VizdoomBasic-v1": ["hidden_sizes=[16]", "updates_per_step=0.05"],  # 230,400 pixels
 }
 
 
