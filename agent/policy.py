@@ -9,7 +9,6 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import TransformObservation
 from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -29,9 +28,9 @@ from agent.weights import in_new_format, load_weights, save_weights
 from envs import VectorEnvironment, make_single
 from envs.errors import UserError
 from envs.importing import OWN_CLASS, is_ours
-from envs.masks import MaskReader
+from envs.masks import ACTION_MASK_KEY, MaskReader
 from envs.random_streams import RandomStreams
-from envs.spaces import FactoredActions, FlatObservations, are_same, space_from_json, space_to_json
+from envs.spaces import FactoredActions, FlatObservations, are_same, has_mask, space_from_json, space_to_json
 from envs.values import fitting_obs, immoderate
 
 
@@ -91,6 +90,28 @@ class WithEnv(Section):
     """Settings of an environment under the keys that a config has."""
 
     env: EnvSettings
+
+
+class EnvOfPolicy(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment as a policy wants it: see `Policy.make_env`."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], action_mask_key: str | None) -> None:
+        super().__init__(env)
+        asks = action_mask_key == ACTION_MASK_KEY and not has_mask(env.observation_space, action_mask_key)
+        self.has_method = asks and env.has_wrapper_attr("action_masks")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        return self.given(*self.env.reset(seed=seed, options=options))
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        obs, info = self.given(obs, info)
+        return obs, reward, terminated, truncated, info
+
+    def given(self, obs: Any, info: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if self.has_method and ACTION_MASK_KEY not in info:
+            info = info | {ACTION_MASK_KEY: self.env.get_wrapper_attr("action_masks")()}
+        return fitting_obs(obs, self.observation_space), info
 
 
 class Policy:
@@ -273,7 +294,8 @@ class Policy:
     ) -> gymnasium.Env[Any, Any]:
         """One environment as the policy was trained in, with its arguments, wrappers and preprocessing.
 
-        Its observations are in the shapes of their space, as `act` takes them.
+        Observations have the shapes of their space, and a mask that the environment gives by action_masks() is in info,
+        so that `policy.act(obs, action_mask=info.get("action_mask"))` acts in any.
 
         Args:
             trust: allows the import of whatever the policy's file names.
@@ -291,8 +313,7 @@ class Policy:
         except UserError:
             env.close()
             raise
-        space = env.observation_space
-        return TransformObservation(env, lambda obs: fitting_obs(obs, space), space)
+        return EnvOfPolicy(env, self.info.action_mask_key)
 
     def env_settings(self, *, trust: bool = False, **changes: Any) -> EnvSettings:
         """The settings of its environment, with other values for some.

@@ -115,7 +115,7 @@ def _reason(error: BaseException, module: str) -> str:
         return "there is no such file" + (f"; did you mean '{folder / near[0]}'?" if near else "")
     if isinstance(error, ModuleNotFoundError) and error.name is not None and not is_file(module):
         if module == error.name or module.startswith(f"{error.name}."):
-            return f"No module named '{error.name}'{hidden(module) or _nearest(error.name)}"
+            return f"No module named '{error.name}'{hidden(module) or _nearest(error.name) or _install(error.name)}"
     return said(error)
 
 
@@ -138,6 +138,10 @@ def hidden(module: str, found: ModuleType | None = None) -> str:
         if file.is_file() and (found is None or Path(getattr(found, "__file__", None) or "/") != file.resolve()):
             return f"; a module of the same name hides your file, name it outright: ./{file}"
     return ""
+
+
+def _install(module: str) -> str:
+    return "" if "." in module else "; install the package that has it"
 
 
 def _nearest(module: str) -> str:

@@ -28,7 +28,9 @@ def find_spec(env_id: str) -> EnvSpec:
         try:
             imported = import_named(module)
         except UserError as error:
-            raise UserError(f"env.id={env_id}: cannot import '{module}': {error}; it should register {name}") from error
+            raise UserError(
+                f"env.id={env_id}: cannot import '{module}', which should register {name}: {error}"
+            ) from error
         if name not in gymnasium.registry:
             _register(imported, env_id)
     spec = gymnasium.registry.get(name)

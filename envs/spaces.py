@@ -121,7 +121,10 @@ class FactoredActions:
         match space:
             case spaces.Dict() | spaces.Tuple():
                 for key, part in _parts(space):
-                    self.parts[key] = FactoredActions(part, None if _is_discrete(part) else bins)
+                    try:
+                        self.parts[key] = FactoredActions(part, None if _is_discrete(part) else bins)
+                    except UserError as error:
+                        raise UserError(f"in part {key!r} of its actions the {error}") from None
                 self.num_choices = tuple(n for part in self.parts.values() for n in part.num_choices)
                 ends = itertools.accumulate(len(part.num_choices) for part in self.parts.values())
                 self._columns = list(itertools.starmap(slice, itertools.pairwise([0, *ends])))  # of each part
@@ -283,7 +286,7 @@ def _levels(space: spaces.Box, bins: int | None) -> np.ndarray:
     if bins is None:
         raise UserError(
             f"action space {space}: set env.action_bins (for example env.action_bins=3) to cut it into bins, "
-            "or use one of Discrete, MultiDiscrete, MultiBinary."
+            "or use Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of these"
         )
     if bins < 2:
         raise UserError(f"action space {space}: env.action_bins must be at least 2, the ends of the range; got {bins}")

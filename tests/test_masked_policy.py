@@ -128,3 +128,34 @@ def test_video_shows_legal_actions(taxi_run: Path, tmp_path: Path, monkeypatch: 
     with contextlib.closing(env):
         assert record(policy, env, tmp_path, 0, sampled=True).path.stat().st_size > 0
     assert len(barred) == 8 and not any(barred)
+
+
+class Turning(gymnasium.Env):
+    """One of three actions is legal, by the method alone; any other is an error. Observations are lists."""
+
+    observation_space, action_space = OBS, spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: object = None) -> tuple[list[float], dict[str, object]]:
+        super().reset(seed=seed)
+        self.num_steps = 0
+        return [0.0, 0.0, 0.0], {}
+
+    def step(self, action: int) -> tuple[list[float], float, bool, bool, dict[str, object]]:
+        assert self.action_masks()[action]
+        self.num_steps += 1
+        return [0.0, 0.0, 0.0], 1.0, self.num_steps == 5, False, {}
+
+    def action_masks(self) -> np.ndarray:
+        return np.arange(3) == self.num_steps % 3
+
+
+def test_the_environment_of_a_policy_gives_the_mask_of_a_method_as_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gymnasium.registry, "Turning-v0", gymnasium.envs.registration.EnvSpec("Turning-v0", Turning))
+    policy = make_policy(OBS, spaces.Discrete(3))
+    env_settings = policy.info.env.model_copy(update={"id": "Turning-v0"})
+    policy.info = policy.info.model_copy(update={"action_mask_key": "action_mask", "env": env_settings})
+    env = policy.make_env()
+    obs, info = env.reset(seed=0)
+    terminated = False
+    while not terminated:
+        obs, _, terminated, _, info = env.step(policy.act(obs, action_mask=info.get("action_mask")))

@@ -151,7 +151,7 @@ def test_bins_include_both_ends_of_the_range_of_each_entry() -> None:
             spaces.Box(-2.0, 2.0, (1,)),
             None,
             r"action space Box\(-2.0, 2.0, \(1,\), float32\): set env.action_bins \(for example env.action_bins=3\) to "
-            "cut it into bins, or use one of Discrete, MultiDiscrete, MultiBinary.",
+            "cut it into bins, or use Discrete, MultiDiscrete, MultiBinary, or a Tuple or Dict of these",
         ),
         (spaces.Box(-1, np.inf, (1,)), 3, "action space Box.*: only a bounded Box can be cut into bins"),
         (spaces.Box(-1e308, 1e308, (1,), np.float64), 3, "only a bounded Box can be cut into bins"),
@@ -159,7 +159,11 @@ def test_bins_include_both_ends_of_the_range_of_each_entry() -> None:
         (spaces.Box(0, 2, (1,), np.int64), 4, "env.action_bins=4 is more than the integers in its range"),
         (spaces.Discrete(2), 3, r"action space Discrete\(2\): it is discrete already, leave env.action_bins unset"),
         (spaces.Dict({"a": spaces.Text(2)}), 3, "action space Text.*, which is not supported: use Discrete, .* Dict"),
-        (spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]), None, "action space Box.*: set env.action_bins"),
+        (
+            spaces.Tuple([spaces.Discrete(2), spaces.Box(0, 1)]),
+            None,
+            "in part 1 of its actions the action space Box.*: set env.action_bins",
+        ),
         (spaces.Tuple([spaces.Discrete(2)]), 3, "action space Tuple.*: it is discrete already"),
         (spaces.Dict({"a": spaces.Discrete(2), "b": spaces.Tuple([])}), None, r"Tuple\(\), which is empty"),
         (spaces.Box(0, 1, (0,)), 3, "action space Box.*, which is empty"),
