@@ -105,6 +105,15 @@ def test_evaluate_writes_a_video(run: Path, tmp_path: Path) -> None:
     assert video.suffix == ".mp4" and b"ftyp" in video.read_bytes()[:16]
 
 
+def test_a_video_that_shows_nothing_is_named(
+    run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("imageio_ffmpeg")
+    monkeypatch.setattr(CartPoleEnv, "render", lambda env: np.zeros((4, 4, 3), np.uint8))
+    assert evaluate.main([str(run), "--episodes", "1", "--video", str(tmp_path / "videos")]) == 0
+    assert re.search("videos/CartPole-v1.*mp4: every frame has one colour alone", caplog.text)
+
+
 def test_a_renderer_that_fails_costs_only_the_video(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,9 @@
 """An episode as MP4."""
 
 import contextlib
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,7 @@ from agent.seeding import member_seeds
 from envs import UserError, VectorEnvironment
 
 Picture = UInt8[np.ndarray, "height width 3"]
+logger = logging.getLogger(__name__)
 
 
 class Video(NamedTuple):
@@ -42,7 +45,8 @@ def record(
     Raises:
         UserError: there is no video; nothing of it is left in the folder.
     """
-    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # frames go to a file: no window, no complaint without a screen
+    if sys.platform == "linux":  # frames go to a file: no window, no complaint without a screen
+        os.environ.setdefault("SDL_VIDEODRIVER", "offscreen")
     member = policy.info.members[0]
     name = (
         f"{env.spec_id.replace('/', '-')}-member{member.member}-seed{member.seed}-step{member.env_steps}-episode{seed}"
@@ -51,7 +55,15 @@ def record(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with replaced(folder / name) as file, mp4(file, env.render_fps or 30) as add:
-            was_cut = play(policy, env, seed, sampled, max_steps, lambda: show(env, add))
+            blank: list[bool] = []
+
+            def add_and_look(picture: Picture) -> None:
+                blank.append(bool(picture.min() == picture.max()))
+                add(picture)
+
+            was_cut = play(policy, env, seed, sampled, max_steps, lambda: show(env, add_and_look))
+        if all(blank):
+            logger.warning("%s: every frame has one colour alone", folder / name)
     except OSError as error:
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"{folder / name}: this video cannot be written: {reason}") from None
