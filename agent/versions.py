@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from agent.networks.native import instruction_set
+
 PROJECT = "gumbel-actor-critic"
 
 
@@ -16,11 +18,19 @@ def versions(device: torch.device) -> dict[str, str]:
     return {
         "project": project_version(),
         "torch": str(torch.__version__),
+        "kernels": kernels(device),
         "gymnasium": metadata.version("gymnasium"),
         "numpy": metadata.version("numpy"),
         "python": platform.python_version(),
         "device": f"{device.type} ({name})",
     }
+
+
+def kernels(device: torch.device) -> str:
+    """What multiplies matrices: results of two of these agree to rounding, not bit for bit."""
+    if device.type != "cpu":
+        return "PyTorch"
+    return f"{'PyTorch' if instruction_set() is None else 'native'}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def project_version() -> str:

@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import os
 from pathlib import Path
 
 import jaxtyping
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the tests run side by side
+os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / ".pytest_cache"))  # of what is compiled
 
 WHOLE_RUNS = {  # tests of runs from end to end: `make test-fast` leaves them out, and shapes are not checked in them
     "test_benchmarks", "test_comparison", "test_evaluation", "test_extending", "test_failures", "test_filters",

@@ -17,6 +17,7 @@ from failing_env import ENV_ID, FailingEnv
 from loops import make_loop
 from safetensors.torch import load_file, save_file
 
+import agent.training.trainer as trainer_module
 from agent import Policy, evaluation
 from agent.config import Config
 from agent.config_fields import ConfigError
@@ -300,6 +301,18 @@ def test_a_longer_run_moves_its_schedules_as_if_it_had_always_been_so_long(tmp_p
         for folder in (fresh, run)
     ]
     assert taus[1] == pytest.approx(taus[0], rel=2e-3) and taus[1][240] == 0.5  # read by thousandths of a run
+
+
+def test_a_resume_with_other_kernels_is_named(
+    tmp_path: Path, stop_at: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_at(60)
+    with pytest.raises(Stopped):
+        train(short(tmp_path / "run"))
+    found = trainer_module.versions
+    monkeypatch.setattr(trainer_module, "versions", lambda device: found(device) | {"kernels": "others"})
+    train(short(tmp_path / "run"), resume=True)
+    assert "and resumes with others: it continues, but not bit for bit" in caplog.text
 
 
 def test_an_environment_that_its_seed_does_not_decide_is_named(

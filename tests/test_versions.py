@@ -28,7 +28,7 @@ def checkout(tmp_path: Path) -> Path:
 def test_versions_name_what_results_may_hang_on() -> None:
     found = versions.versions(torch.device("cpu"))
     assert found["torch"] == torch.__version__ and found["device"].startswith("cpu (")
-    assert set(found) == {"project", "torch", "gymnasium", "numpy", "python", "device"}
+    assert set(found) == {"project", "torch", "kernels", "gymnasium", "numpy", "python", "device"}
 
 
 def test_a_checkout_is_named_by_its_commit(checkout: Path) -> None:

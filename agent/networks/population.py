@@ -4,7 +4,7 @@ One buffer makes the optimizer, gradient clipping and averaging a handful of ope
 and members. Row r holds all parameters of copy r: member p of the actor is row p, critic c of member p is row c P + p.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -14,6 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map_only
 
 from agent.networks.modules import seeded
+from agent.networks.native import MLPShape, NativeMLP, instruction_set
 
 Parameters = Mapping[str, Tensor]  # by name, each with the rows along its first axis
 Forward = Callable[[Parameters, Tensor], Tensor]
@@ -28,19 +29,28 @@ class Population:
     Args:
         make: builds one module; it draws its initial weights from torch's global generator.
         seeds: of the initial weights, one a row; a seed gives the same weights in any population.
+        native: whether MLPs are operators in C++ (agent.networks.native). None: where that is possible.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], seeds: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        make: Callable[[], nn.Module],
+        seeds: Sequence[int],
+        device: torch.device | str = "cpu",
+        native: bool | None = None,
+    ) -> None:
         modules = [seeded(make, seed) for seed in seeds]
         parts = modules[0].keys() if isinstance(modules[0], nn.ModuleDict) else [""]
-        batches = {part: batched(modules[0].get_submodule(part), part) for part in parts}
-        self._forwards = {part: forward for part, (forward, _) in batches.items()}
-        self._layouts = {name: layout for _, layouts in batches.values() for name, layout in layouts.items()}
+        uses_native = torch.device(device).type == "cpu" and native is not False and instruction_set() is not None
+        batches = {part: batched(modules[0].get_submodule(part), part, uses_native) for part in parts}
+        self._forwards = {part: batch.forward for part, batch in batches.items()}
+        self._layouts = {name: layout for batch in batches.values() for name, layout in batch.layouts.items()}
+        self._packed = {name: key for batch in batches.values() for name, key in batch.packed.items()}
         trained, fixed = zip(*map(self._trained_and_fixed, modules), strict=True)
         self.shapes = {name: tensor.shape for name, tensor in trained[0].items()}
         rows = [torch.cat([tensor.flatten() for tensor in row.values()]) for row in trained]
         self.flat: Float[Tensor, "R F"] = torch.stack(rows).to(device)
-        self.parameters = self.views(self.flat)
+        self.parameters = self.pieces(self.flat)
         self.fixed = {name: torch.stack([row[name] for row in fixed]).to(device) for name in fixed[0]}
         modules[0].to("meta")  # from here on its structure only
         self.leaves = {name: view.detach().requires_grad_() for name, view in self.parameters.items()}
@@ -48,6 +58,14 @@ class Population:
     def __call__(self, x: Tensor, parameters: Parameters | None = None, part: str = "") -> Tensor:
         """Applies each row's module to that row of `x`, with other parameters where given; of a ModuleDict one part."""
         return self._forwards[part]({**self.fixed, **(parameters or self.parameters)}, x)
+
+    def pieces(self, flat: Float[Tensor, "R F"]) -> dict[str, Tensor]:
+        """A buffer laid out like `flat` as the layers take it: parameter by parameter, or all of an MLP in one."""
+        views, sizes = self.views(flat), dict.fromkeys((self._packed.get(name, name) for name in self.shapes), 0)
+        for name, shape in self.shapes.items():
+            sizes[self._packed.get(name, name)] += shape.numel()
+        parts = zip(sizes, flat.split(list(sizes.values()), 1), strict=True)
+        return {key: views.get(key, part) for key, part in parts}
 
     def views(self, flat: Float[Tensor, "R F"]) -> dict[str, Tensor]:
         """Each parameter's part of a buffer laid out like `flat`."""
@@ -72,7 +90,7 @@ class Population:
 
     def tensors(self) -> dict[str, Tensor]:
         """All that the networks consist of, with names and shapes as in one module behind the axis of rows; live."""
-        named = {**self.parameters, **self.fixed}
+        named = {**self.views(self.flat), **self.fixed}
         return {name: self._layouts[name].to_module(tensor) for name, tensor in named.items()}
 
     def _trained_and_fixed(self, module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -113,11 +131,12 @@ def gradients(
             value, aux = loss(*leaves)
             parts = iter(torch.autograd.grad(value.sum(), wanted, materialize_grads=True))
         aux = tree_map_only(Tensor, Tensor.detach, aux)
-    flat = [
-        torch.cat([next(parts).flatten(1) for _ in x.shapes], 1) if isinstance(x, Population) else next(parts)
-        for x in of
-    ]
+    flat = [joined([next(parts) for _ in x.parameters]) if isinstance(x, Population) else next(parts) for x in of]
     return flat, aux
+
+
+def joined(pieces: Sequence[Tensor]) -> Float[Tensor, "R F"]:
+    return pieces[0] if len(pieces) == 1 and pieces[0].ndim == 2 else torch.cat([x.flatten(1) for x in pieces], 1)
 
 
 def all_finite(num_members: int, *populations: Population) -> Bool[Tensor, " P"]:
@@ -135,22 +154,37 @@ class Layout(NamedTuple):
 
 TRANSPOSED = Layout(lambda x: x.mT, lambda x: x.mT)  # [R, out, in] -> [R, in, out]
 FOR_EACH_BATCH_ROW = Layout(lambda x: x.unsqueeze(1), lambda x: x.squeeze(1))  # [R, out] -> [R, 1, out]
-Batched = tuple[Forward, dict[str, Layout]]  # how to apply R copies of a module, and the layouts of its tensors
 
 
-def batched(module: nn.Module, prefix: str = "") -> Batched:
-    """R copies of a module at once: layers that we know as batched operations, any other module by vmap."""
+class Batched(NamedTuple):
+    """How to apply R copies of a module, and the layouts of its tensors."""
+
+    forward: Forward
+    layouts: dict[str, Layout]
+    packed: Mapping[str, str] = {}  # by name, the key under which `forward` takes several parameters in one tensor
+
+
+def batched(module: nn.Module, prefix: str = "", native: bool = False) -> Batched:
+    """R copies of a module at once: MLPs and layers that we know as such, any other module by vmap."""
     own = f"{prefix}." if prefix else ""
+    if native and all(p.requires_grad and p.dtype == torch.float32 for p in module.parameters()):
+        shape = MLPShape.of(list(plain_layers(module)))
+        if shape is not None:
+            return native_mlp(module, own, shape)
     is_known = not (module._forward_hooks or module._forward_pre_hooks or shares_parameters(module))
     if type(module).forward is nn.Sequential.forward and is_known:
-        layers = [batched(layer, own + name) for name, layer in module._modules.items() if layer is not None]
+        layers = [batched(layer, own + name, native) for name, layer in module._modules.items() if layer is not None]
 
         def sequence(parameters: Parameters, x: Tensor) -> Tensor:
-            for forward, _ in layers:
-                x = forward(parameters, x)
+            for layer in layers:
+                x = layer.forward(parameters, x)
             return x
 
-        return sequence, {name: layout for _, layouts in layers for name, layout in layouts.items()}
+        return Batched(
+            sequence,
+            {name: layout for layer in layers for name, layout in layer.layouts.items()},
+            {name: key for layer in layers for name, key in layer.packed.items()},
+        )
     if type(module) in KNOWN and is_known:
         return KNOWN[type(module)](module, own)
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
@@ -161,7 +195,24 @@ def batched(module: nn.Module, prefix: str = "") -> Batched:
 
         return vmap(of_one_row)({name: parameters[own + name] for name in names}, x)
 
-    return mapped, {own + name: Layout() for name in names}
+    return Batched(mapped, {own + name: Layout() for name in names})
+
+
+def plain_layers(module: nn.Module) -> Iterator[nn.Module]:
+    """The layers of sequences within sequences; one with hooks, or with a parameter twice, is no plain layer."""
+    if module._forward_hooks or module._forward_pre_hooks or shares_parameters(module):
+        yield module if type(module) not in KNOWN else nn.Module()
+    elif type(module).forward is nn.Sequential.forward:
+        for layer in module.children():
+            yield from plain_layers(layer)
+    else:
+        yield module
+
+
+def native_mlp(module: nn.Module, own: str, shape: MLPShape) -> Batched:
+    mlp, key = NativeMLP(shape), f"{own}*"
+    layouts = {own + name: TRANSPOSED if x.ndim == 2 else FOR_EACH_BATCH_ROW for name, x in module.named_parameters()}
+    return Batched(lambda parameters, x: mlp(parameters[key], x), layouts, dict.fromkeys(layouts, key))
 
 
 def shares_parameters(module: nn.Module) -> bool:
@@ -181,7 +232,7 @@ def linear(module: Any, own: str) -> Batched:
             rows = torch.baddbmm(parameters[bias], rows, parameters[weight])
         return rows if x.ndim == 3 else rows.unflatten(1, x.shape[1:-1])
 
-    return forward, {weight: TRANSPOSED} | ({} if module.bias is None else {bias: FOR_EACH_BATCH_ROW})
+    return Batched(forward, {weight: TRANSPOSED} | ({} if module.bias is None else {bias: FOR_EACH_BATCH_ROW}))
 
 
 def layer_norm(module: Any, own: str) -> Batched:
@@ -200,11 +251,11 @@ def layer_norm(module: Any, own: str) -> Batched:
                 return x * weight
         return x
 
-    return forward, {own + name: FOR_EACH_BATCH_ROW for name in present}
+    return Batched(forward, {own + name: FOR_EACH_BATCH_ROW for name in present})
 
 
 def elementwise(module: Any, own: str) -> Batched:
-    return lambda parameters, x: module(x), {}
+    return Batched(lambda parameters, x: module(x), {})
 
 
 KNOWN: dict[type[nn.Module], Callable[[Any, str], Batched]] = {

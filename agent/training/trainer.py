@@ -277,6 +277,14 @@ class Trainer:
     def restore(self, checkpoint: Checkpoint) -> None:
         """Brings everything to where it was when the checkpoint was written."""
         info, tensors = checkpoint.info, checkpoint.tensors
+        for name in ("torch", "kernels"):
+            if info.versions.get(name, self.versions[name]) != self.versions[name]:
+                logger.warning(
+                    "the run was computed with %s %s and resumes with %s: it continues, but not bit for bit",
+                    name,
+                    info.versions[name],
+                    self.versions[name],
+                )
         self.keeps_replay = any(name.startswith(REPLAY) for name in tensors)
         if self.keeps_replay:
             self.loop.make_room_(tensors)
