@@ -1,6 +1,7 @@
 """MLPs by operators in C++ are those of PyTorch's layers, in value and in derivative, alone and together."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -157,6 +158,7 @@ def test_without_a_compiler_pytorchs_layers_take_their_place(
     compiler: str, message: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
+    caplog.set_level(logging.INFO)
     population = Population(lambda: with_head(MLP((3,), [4]), 2), [0])
     assert len(population.parameters) == 4 and "PyTorch's take their place" in caplog.text
     Population(lambda: with_head(MLP((3,), [4]), 2), [0])

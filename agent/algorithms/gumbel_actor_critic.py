@@ -63,6 +63,7 @@ class GumbelActorCritic(OffPolicy):
         self.exploration = PersistentGumbelNoise(self.actions, rho, self.num_envs, self.streams)
         self.num_inspections, self.num_inspected_states = planned(self, num_updates(config))
 
+    @torch.no_grad()
     def act(
         self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
     ) -> Int[Tensor, "P E K"]:
@@ -138,6 +139,7 @@ class GumbelActorCritic(OffPolicy):
         objective = self.estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise, q)
         return losses.actor_loss(objective, entropy, alpha), entropy
 
+    @torch.no_grad()
     def next_value(
         self,
         next_obs: Float[Tensor, "P B D"],

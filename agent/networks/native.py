@@ -73,11 +73,10 @@ class NativeMLP:
     def __call__(self, parameters: Float[Tensor, "R F"], x: Float[Tensor, "R *batch D"]) -> Float[Tensor, "R *batch N"]:
         rows = (x if x.ndim == 3 else x.flatten(1, -2)).contiguous()
         forward: Callable[..., tuple[Tensor, Tensor]] = torch.ops.gumbel_native.mlp_forward
-        if torch.compiler.is_compiling():
-            forward = _in_graph
-        elif torch.is_grad_enabled() and (x.requires_grad or parameters.requires_grad):
-            forward = _Differentiable.apply
-        num_kept = 0 if forward is torch.ops.gumbel_native.mlp_forward else self.shape.num_kept(rows.shape[1])
+        num_kept = 0
+        if torch.is_grad_enabled() and (x.requires_grad or parameters.requires_grad or torch.compiler.is_compiling()):
+            forward = _in_graph if torch.compiler.is_compiling() else _Differentiable.apply
+            num_kept = self.shape.num_kept(rows.shape[1])
         out, _ = forward(rows, parameters, self.sizes, self.shape.eps, self.shape.sizes[-1], num_kept, self.num_threads)
         return out if x.ndim == 3 else out.unflatten(1, x.shape[1:-1])
 
@@ -89,7 +88,10 @@ def instruction_set() -> str | None:
         load(built())
     except (OSError, subprocess.CalledProcessError) as error:
         reason = getattr(error, "stderr", None) or str(error)
-        logger.warning("the operators in C++ cannot be built, PyTorch's take their place: %s", reason.splitlines()[0])
+        level = logging.INFO if isinstance(error, FileNotFoundError) else logging.WARNING
+        logger.log(
+            level, "the operators in C++ cannot be built, PyTorch's take their place: %s", reason.splitlines()[0]
+        )
         return None
     return torch.backends.cpu.get_cpu_capability()
 
