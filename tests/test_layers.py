@@ -19,12 +19,11 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.exit_codes",
         "agent.seeding",
         "agent.state",
-        "agent.versions",
         "agent.weights",
     },
     {"agent.config_loader", "agent.estimators", "agent.losses", "agent.schedules"},
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
-    {"agent.diagnostics"},
+    {"agent.diagnostics", "agent.versions"},
     {"agent.algorithms", "agent.policy"},
     {"agent.evaluation"},
     {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other

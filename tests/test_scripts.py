@@ -277,7 +277,7 @@ def test_compare_records_the_versions_that_its_runs_were_trained_with(
     assert compare.main([str(run)]) == 0
     results = json.loads((tmp_path / "comparisons" / run.name / "results.json").read_text())
     for versions in (results["versions"], results["runs"][0]["versions"]):
-        assert set(versions) == {"project", "torch", "gymnasium", "numpy", "python", "device"}
+        assert set(versions) == {"project", "torch", "kernels", "gymnasium", "numpy", "python", "device"}
 
 
 def test_compare_refuses_two_environments_before_it_trains(
