@@ -116,10 +116,16 @@ def frozen() -> nn.Module:
     return module
 
 
+class Doubled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
 @needs_operators
 @pytest.mark.parametrize(
     "make",
     [
+        lambda: layers(Doubled(3, 4), nn.ReLU(), nn.Linear(4, 2)),
         lambda: layers(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)),
         lambda: layers(nn.Linear(3, 4), nn.ReLU()),
         lambda: layers(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),

@@ -39,7 +39,9 @@ class MLPShape(NamedTuple):
 
     @classmethod
     def of(cls, layers: Sequence[nn.Module]) -> "MLPShape | None":
-        """What these layers are, one after the other; None where they are anything else."""
+        """What these layers are, one after the other; None where they are anything else, subclasses included."""
+        if any(type(layer) not in (nn.Linear, nn.LayerNorm, nn.ReLU) for layer in layers):
+            return None
         match layers:
             case [nn.Linear() as last] if last.bias is not None:
                 return cls((last.in_features, last.out_features), NO_NORM)
