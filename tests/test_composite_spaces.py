@@ -282,7 +282,7 @@ OTHERS: dict[str, spaces.Space] = {
 
 
 class GridEnv(gymnasium.Env):
-    """Observations with one part that is no number, in a Dict or in a Tuple."""
+    """Observations with one part that is not numeric, in a Dict or in a Tuple."""
 
     def __init__(self, kind: str, is_tuple: bool = False) -> None:
         self.action_space, self.is_tuple = spaces.Discrete(2), is_tuple

@@ -127,7 +127,7 @@ def built() -> Path:
             new = Path(folder) / library.name
             command = [compiler, *flags, str(SOURCE), *links, "-o", str(new)]
             subprocess.run(command, check=True, capture_output=True, text=True)
-            new.replace(library)  # whole or not at all, whoever builds it beside us
+            new.replace(library)  # another process may build the same at this time
     return library
 
 
