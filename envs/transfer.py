@@ -1,6 +1,6 @@
-"""From NumPy to the device: shared memory on a CPU, one pinned transfer into one buffer on a GPU.
+"""From NumPy to the device: copies on a CPU, one pinned transfer into one buffer on a GPU.
 
-Tensors on a GPU are overwritten by the next call.
+The tensors stay in place: the next call overwrites them.
 """
 
 import numpy as np
@@ -15,7 +15,12 @@ class StepTransfer:
 
     def __init__(self, num_envs: int, obs_size: int, device: torch.device) -> None:
         self.on_cpu = device.type == "cpu"
-        if not self.on_cpu:
+        if self.on_cpu:
+            obs, next_obs = np.zeros((2, num_envs, obs_size), dtype=np.float32)
+            reward, flags = np.zeros(num_envs, dtype=np.float32), np.zeros((3, num_envs), dtype=np.bool_)
+            self.arrays = (obs, reward, flags[0], flags[1], next_obs, flags[2])
+            self.step = Step(*map(torch.from_numpy, self.arrays))
+        else:
             self.host = torch.empty((num_envs, 2 * obs_size + 4), pin_memory=device.type == "cuda")
             self.device = torch.empty(self.host.shape, device=device)
             self.flags = torch.empty((3, num_envs), dtype=torch.bool, device=device)
@@ -31,7 +36,9 @@ class StepTransfer:
         valid: np.ndarray,
     ) -> Step:
         if self.on_cpu:
-            return Step(*map(torch.from_numpy, (obs, reward, terminated, truncated, next_obs, valid)))
+            for array, values in zip(self.arrays, (obs, reward, terminated, truncated, next_obs, valid), strict=True):
+                array[...] = values
+            return self.step
         # The copy of the step before is over: its actions have been waited for since.
         np.concatenate([obs, next_obs, np.stack([reward, terminated, truncated, valid], 1)], 1, out=self.host.numpy())
         self.device.copy_(self.host, non_blocking=True)
@@ -44,13 +51,17 @@ class MaskTransfer:
 
     def __init__(self, shape: tuple[int, ...], device: torch.device) -> None:
         self.on_cpu = device.type == "cpu"
-        if not self.on_cpu:
+        if self.on_cpu:
+            self.arrays = np.zeros((2, *shape), dtype=np.bool_)
+            self.masks = Masks(*torch.from_numpy(self.arrays))
+        else:
             self.host = torch.empty((2, *shape), dtype=torch.bool, pin_memory=device.type == "cuda")
             self.device = torch.empty(self.host.shape, dtype=torch.bool, device=device)
 
     def __call__(self, mask: np.ndarray, next_mask: np.ndarray) -> Masks:
         if self.on_cpu:
-            return Masks(torch.from_numpy(mask), torch.from_numpy(next_mask))
+            self.arrays[0], self.arrays[1] = mask, next_mask
+            return self.masks
         np.stack([mask, next_mask], out=self.host.numpy())
         self.device.copy_(self.host, non_blocking=True)
         return Masks(*self.device)

@@ -17,8 +17,8 @@ from envs.spaces import FactoredActions, FlatObservations
 
 
 class Step(NamedTuple):
-    """What one step of all environments gave. Tensors may be shared between fields and with the next step: do not write
-    to them, and copy what must outlive it.
+    """What one step of all environments gave. Tensors may be shared between fields, and the next step may overwrite
+    them: do not write to them, and copy what must outlive it.
 
     obs: what to act on next. next_obs: the true successor of the action, the terminal observation where the episode
     ended. valid: False for the filler step of NEXT_STEP autoreset, whose action was ignored: leave it out everywhere.

@@ -1,6 +1,6 @@
 """A plain and an accelerated loop side by side; run as a script, compares compiled loops with plain ones.
 
-    python tests/loops.py several|guarded|stacked
+    python tests/loops.py several|guarded|stacked|functions
 
 The script is for a process of its own: a compiler cannot look through the tests' checks of shapes.
 """
@@ -10,6 +10,7 @@ import sys
 import torch
 
 from agent.config_loader import load_config
+from agent.training.acceleration import Compiled
 from agent.training.loop import TrainingLoop
 from agent.training.setup import make_env
 
@@ -89,8 +90,30 @@ def compare(*kinds: list[str]) -> None:
             )
 
 
+class Counter:
+    def __init__(self) -> None:
+        self.place, self.attribute = torch.zeros(3), torch.zeros(3)
+
+    def add_in_place(self) -> None:
+        self.place += 1
+
+    def add(self) -> torch.Tensor:
+        self.attribute = self.attribute + 1
+        return self.attribute * 2
+
+
+def compare_functions() -> None:
+    """What a function returns, and attributes that it sets, are those of each call."""
+    counter, run_compiled = Counter(), Compiled(must=True)
+    for call in range(1, 5):
+        assert run_compiled(counter.add_in_place) is None and (counter.place == call).all()
+        assert (run_compiled(counter.add) == 2 * call).all() and (counter.attribute == call).all()
+
+
 if __name__ == "__main__":
-    if sys.argv[1] == "several":
+    if sys.argv[1] == "functions":
+        compare_functions()
+    elif sys.argv[1] == "several":
         own_network = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]", "actor.layer_norm=false"]
         single_envs = "env.vectorization_mode=sync"  # in NumPy
         compare([*KINDS[2], *own_network, single_envs], [*KINDS[3], *KINDS[1][1:]])

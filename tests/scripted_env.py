@@ -13,6 +13,8 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from envs.vector_environment import Step
+
 OBSERVATION_SPACE = spaces.Box(0.0, np.inf, (2,), np.float32)
 ACTION_SPACE = spaces.Discrete(2)
 
@@ -38,6 +40,11 @@ SCRIPTS: tuple[Script, ...] = (
     (Episode(1, *TERMINATED), Episode(4, *TRUNCATED)),
     (Episode(3, *TRUNCATED), Episode(2, *TERMINATED)),
 )
+
+
+def kept(step: Step) -> Step:
+    """A copy: the next step overwrites what this one gave."""
+    return Step(*(values.clone() for values in step))
 
 
 def scripted_transitions(script: Script) -> Iterator[Transition]:

@@ -27,9 +27,12 @@ ESTIMATORS = get_args(EstimatorConfig.model_fields["name"].annotation)
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-@pytest.mark.parametrize("loops", ["several", "guarded", "stacked"])
+@pytest.mark.parametrize("loops", ["several", "guarded", "stacked", "functions"])
 def test_compiled_loops_do_what_the_plain_loops_do(loops: str, tmp_path: Path) -> None:
-    """Two alive at once, or one with the compiler's guards on; through ends of episodes and a replay that wraps."""
+    """Two alive at once, or one with the compiler's guards on; through ends of episodes and a replay that wraps.
+
+    Functions that return tensors or set attributes to them do it in every call.
+    """
     environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}
     command = [sys.executable, "tests/loops.py", loops]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
-from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv, Transition, scripted_transitions
+from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv, Transition, kept, scripted_transitions
 
 from envs import GymnasiumAdapter, Step, UserError, make
 
@@ -31,7 +31,7 @@ def own_env(mode: AutoresetMode) -> VectorEnv:
 
 def rollout(adapter: GymnasiumAdapter, num_steps: int, seed: int = 0) -> tuple[torch.Tensor, list[Step]]:
     action = torch.zeros(adapter.num_envs, len(adapter.actions.num_choices), dtype=torch.int64)
-    return adapter.reset([seed]), [adapter.step(action) for _ in range(num_steps)]
+    return adapter.reset([seed]), [kept(adapter.step(action)) for _ in range(num_steps)]
 
 
 def seen_transitions(first_obs: torch.Tensor, steps: list[Step], index: int) -> list[Transition]:
@@ -153,7 +153,7 @@ def test_actions_reach_each_environment(
 ) -> None:
     adapter = GymnasiumAdapter(vector_class([lambda: Echo(space)] * 2), action_bins=bins)
     adapter.reset([0])
-    lowest = adapter.step(torch.zeros(2, len(factors), dtype=torch.int64)).reward
+    lowest = adapter.step(torch.zeros(2, len(factors), dtype=torch.int64)).reward.clone()
     assert adapter.step(torch.tensor([[0] * len(factors), factors])).reward.tolist() == [lowest[0], reward]
     adapter.close()
 

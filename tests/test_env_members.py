@@ -11,6 +11,7 @@ import torch
 from failing_env import ENV_ID as FAILING
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from scripted_env import kept
 from torch import Generator, Tensor
 
 from envs import GymnasiumAdapter, MemberEnvs, TensorEnv, VectorEnvironment, make
@@ -186,7 +187,7 @@ def test_episodes_longer_than_a_segment_end_and_the_next_begins_with_a_seeded_re
     monkeypatch.setitem(gymnasium.registry, "Long-v0", gymnasium.envs.registration.EnvSpec("Long-v0", Long))
     with closing(make("Long-v0", 1, kwargs={"length": 10})) as env:
         env.reset([0])
-        steps = [env.step(torch.zeros(1, 1, dtype=torch.int64)) for _ in range(100)]
+        steps = [kept(env.step(torch.zeros(1, 1, dtype=torch.int64))) for _ in range(100)]
     assert [i + 1 for i, step in enumerate(steps) if step.terminated] == list(range(10, 101, 10))
     assert sum(step.reward.item() for step in steps) == 10
     assert [int(step.obs[0, 1]) for step in steps[9::10]] == [1, 2, 2, 3, 3, 4, 4, 5, 5, 6]
@@ -251,14 +252,14 @@ def test_an_environment_of_a_vector_class_that_never_ends_is_truncated(monkeypat
     with closing(make("Endless-v0", 2)) as env:
         env.make_repeatable_()
         env.reset([0])
-        steps = [env.step(torch.zeros(2, 1, dtype=torch.int64)) for _ in range(80)]
+        steps = [kept(env.step(torch.zeros(2, 1, dtype=torch.int64))) for _ in range(80)]
         assert [i + 1 for i, step in enumerate(steps) if step.truncated[0]] == [40, 80]
         assert steps[39].next_obs.tolist() == [[40], [40]] and steps[39].obs.tolist() == [[0], [0]]
         assert not any(step.valid[1] for step in steps[23:40]) and all(step.valid[0] for step in steps)
         env.reset([0])
     with closing(make("Endless-v0", 2)) as env:  # as for an evaluation
         env.reset([0])
-        steps = [env.step(torch.zeros(2, 1, dtype=torch.int64)) for _ in range(80)]
+        steps = [kept(env.step(torch.zeros(2, 1, dtype=torch.int64))) for _ in range(80)]
         assert not any(step.truncated.any() for step in steps) and sum(bool(step.valid[1]) for step in steps) == 67
 
 

@@ -13,7 +13,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.envs.classic_control.cartpole import CartPoleVectorEnv
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv, scripted_transitions
+from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv, kept, scripted_transitions
 
 from envs import GymnasiumAdapter, MemberEnvs, UserError, make
 
@@ -156,7 +156,7 @@ def test_kwargs_and_time_limit_reach_the_environment(vectorization_mode: str) ->
     kwargs = {"sutton_barto_reward": True, "max_episode_steps": 3}
     adapter = make("CartPole-v1", 2, kwargs=kwargs, vectorization_mode=vectorization_mode)
     adapter.reset([0])
-    steps = [adapter.step(torch.tensor([[0], [1]])) for _ in range(3)]
+    steps = [kept(adapter.step(torch.tensor([[0], [1]]))) for _ in range(3)]
     adapter.close()
     assert [step.reward.tolist() for step in steps] == [[0, 0]] * 3  # Sutton and Barto: -1 when the pole falls, else 0
     assert [step.truncated.tolist() for step in steps] == [[False] * 2, [False] * 2, [True] * 2]

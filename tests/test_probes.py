@@ -3,6 +3,7 @@
 import gymnasium
 import pytest
 import torch
+from scripted_env import kept
 
 from envs import PROBES, UserError, make
 from envs.probes import TIME_LIMIT, register_probes
@@ -13,8 +14,8 @@ def episode(name: str, action: int = 0, seed: int = 0) -> tuple[list[float], lis
     adapter = make(f"Probe/{name}-v0", 1)
     obs, observations, rewards = adapter.reset([seed]), [], []
     for _ in range(100):
-        step = adapter.step(torch.tensor([[action]]))
         observations.append(obs.item())
+        step = adapter.step(torch.tensor([[action]]))
         rewards.append(step.reward.item())
         obs = step.obs
         if step.terminated or step.truncated:
@@ -58,9 +59,9 @@ def test_barred_choice_pays_in_the_second_step_and_bars_the_best_half_of_the_tim
     adapter = make("Probe/BarredChoice-v0", 400)
     adapter.reset([0])
     assert adapter.masks.obs.all()
-    middle = adapter.step(torch.zeros(400, 1, dtype=torch.int64))
+    middle = kept(adapter.step(torch.zeros(400, 1, dtype=torch.int64)))
     assert (middle.reward == 0).all() and (middle.obs == 1).all()
-    legal = adapter.masks.obs[:, 0]
+    legal = adapter.masks.obs[:, 0].clone()
     assert legal[:, :2].all() and abs(legal[:, 2].float().mean() - 0.5) < 5 * 0.5 / 20  # five standard errors
     last = adapter.step(legal.sum(-1, keepdim=True) - 1)
     assert last.terminated.all() and torch.equal(last.reward, legal[:, 2].float())
