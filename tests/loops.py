@@ -84,6 +84,7 @@ def compare(*kinds: list[str]) -> None:
     for ours, theirs in zip(compiled, plain, strict=True):
         assert ours.compiles and not theirs.compiles
         assert theirs.episodes.num_ended.sum() > 4
+        torch.testing.assert_close(tuple(ours.transition), tuple(theirs.transition), rtol=1e-3, atol=1e-4)
         for name, tensor in state(theirs).items():
             torch.testing.assert_close(
                 state(ours)[name], tensor, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}"

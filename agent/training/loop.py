@@ -73,6 +73,8 @@ class TrainingLoop:
         self.normalizer.update_(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
+        no = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
+        self.advanced = Step(*(x.clone() for x in (first_obs, no.float(), no, no, first_obs, no)))
         self.check_stop = check_stop
         self.run_whole, self.run_part = self.runners()
         self.act(uniform=self.learner.is_warming_up(0))
@@ -93,6 +95,11 @@ class TrainingLoop:
     def compiles(self) -> bool:
         return isinstance(self.run_part, Compiled) and not self.run_part.has_failed
 
+    @property
+    def steps_in_program(self) -> bool:
+        """Whether compiled programs hold the environments; masks on a CPU are checked, in Python."""
+        return self.compiles and self.env.is_tensor_program and self.env.masks is None
+
     def run_iteration(self, env_steps: int) -> None:
         """The updates due after `env_steps` of each member, and one more step of every environment."""
         num_updates = self.learner.updates_due(env_steps)
@@ -107,6 +114,10 @@ class TrainingLoop:
             action = action.cpu()  # now: a copy waits for all that the device has been asked to do
         for _ in range(num_updates):
             self.run_part(self.update)
+        if self.steps_in_program and not uniform_next:
+            self.run_part(self.advance)
+            self.transition = self.advanced
+            return self.transition
         self.step(action)
         if uniform_next:  # a short phase, not worth compiling
             self.store_and_act(uniform=True)
@@ -136,9 +147,9 @@ class TrainingLoop:
             torch.compiler.reset()  # frees the tensors that its programs hold
         self.run_whole, self.run_part = self.runners()
 
-    def store(self) -> None:
+    def store(self, transition: Step) -> None:
         """Takes in what came of the actions."""
-        step = Step(*(self.by_member(x) for x in self.transition))
+        step = Step(*(self.by_member(x) for x in transition))
         learned = step if (c := self.config.clip_reward) is None else step._replace(reward=step.reward.clamp(-c, c))
         if self.mask is None or self.env.masks is None:
             self.learner.store(self.obs, self.action, learned)
@@ -157,8 +168,15 @@ class TrainingLoop:
 
     def store_and_act(self, uniform: bool = False) -> None:
         """Together, as two programs take longer to compile than one."""
-        self.store()
+        self.store(self.transition)
         self.act(uniform)
+
+    def advance(self) -> None:
+        """Steps, stores and acts, where the environments can be part of the program too."""
+        for place, value in zip(self.advanced, self.env.step(self.action.flatten(0, 1)), strict=True):
+            place.copy_(value)
+        self.store(self.advanced)
+        self.act()
 
     def conclude(self, env_steps: int) -> None:
         """The updates due after the last step."""
