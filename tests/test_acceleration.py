@@ -131,3 +131,10 @@ def test_only_long_runs_where_there_is_a_compiler_are_compiled(monkeypatch: pyte
     config = load_config(None, ["env.id=CartPole-v1", "compile=true", "device=cpu"])
     with pytest.raises(ConfigError, match="there is no C\\+\\+ compiler here"):
         select_device(config)
+
+
+def test_a_run_that_compiles_nothing_does_not_import_the_compiler() -> None:
+    """It takes longer than everything else between `import torch` and the first action."""
+    code = "import sys, train; from loops import make_loop; make_loop('cpu', 'env.id=CartPole-v1', 'compile=false');"
+    code += "assert 'torch._dynamo' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": ".:tests"}, check=True)

@@ -187,6 +187,14 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.set_materialize_grads(False)  # of what is kept
 
 
-@torch.compiler.allow_in_graph  # for torch.func, which the compiler's front end does not look into
 def _in_graph(*inputs: Any) -> tuple[Tensor, Tensor]:
     return _Transformable.apply(*inputs)
+
+
+@functools.cache
+def prepare_for_compiler() -> None:
+    """To be called before anything with these operators is compiled, and not sooner: the import takes a second.
+
+    The compiler's front end does not look into torch.func and is told to take the function as it is.
+    """
+    torch.compiler.allow_in_graph(_in_graph)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from agent.config_fields import ConfigError
+from agent.networks.native import prepare_for_compiler
 
 INDUCTOR = {  # settings of the compiler
     "cpp_wrapper": True,
@@ -24,7 +25,7 @@ INDUCTOR = {  # settings of the compiler
     "size_asserts": False,  # of tensors that stay in place
     "cpp.vec_isa_ok": True,  # vector instructions are not tried out first, which takes five seconds
 }
-COMPILATION_PAYS_FROM = 50_000  # updates: compiling takes 15 to 50 s and saves about a millisecond of each
+COMPILATION_PAYS_FROM = 8_000  # updates: compiling takes as long as 8,000 of them save, from the cache 2,500
 EAGER_CALLS = 3  # before a graph is captured: libraries set themselves up in the first calls
 
 Function = Callable[..., Any]
@@ -87,6 +88,8 @@ class Compiled:
 def compiled(function: Function, *, guards: bool = False) -> Function:
     """One function as a C++ program.  torch.compiler.reset() frees what it holds."""
     from torch._inductor.compile_fx import compile_fx  # seconds to import, needed by few
+
+    prepare_for_compiler()
 
     def backend(graph: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
         # An object of its own for each function: what was compiled for one is never found by another.
