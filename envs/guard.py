@@ -144,21 +144,16 @@ class Guard(gymnasium.Wrapper):
     def checked(self, obs: Any) -> Any:
         """The observation, if it fits the space."""
         obs = fitting_obs(obs, self.space)
-        for part in leaves(obs):
-            self.require_moderate(part, "an observation")
+        if self.restarts_on_error:
+            for part in leaves(obs):
+                require_moderate(part, "an observation")
         return obs
 
     def checked_reward(self, reward: Any) -> float:
         number = fitting_reward(reward, self.reward_weights)
-        self.require_moderate(np.array(number), "a reward")
+        if self.restarts_on_error:
+            require_moderate(np.array(number), "a reward")
         return number
-
-    def require_moderate(self, values: np.ndarray, name: str) -> None:
-        """Where a new environment helps; else the adapter looks at all environments at once."""
-        if self.restarts_on_error and (what := immoderate(values)) is not None:
-            error = Misfit(f"{name} that is {what}")
-            error.may_pass = not np.isfinite(values).all()
-            raise error
 
     def replace(self, error: BaseException, call: str) -> None:
         """A new environment in place of one that failed; UserError where that is not wanted or does not help."""
@@ -177,6 +172,14 @@ class Guard(gymnasium.Wrapper):
     def remember(self, obs: Any, info: dict[str, Any]) -> None:
         if self.restarts_on_error:
             self.last = deepcopy((obs, info))
+
+
+def require_moderate(values: np.ndarray, name: str) -> None:
+    """Where a new environment helps; else the adapter looks at all environments at once."""
+    if (what := immoderate(values)) is not None:
+        error = Misfit(f"{name} that is {what}")
+        error.may_pass = not np.isfinite(values).all()
+        raise error
 
 
 def fault(error: BaseException) -> str:

@@ -293,9 +293,12 @@ class GymnasiumAdapter:
 
     def _count_restarts(self, info: dict[str, Any]) -> None:
         """Which environments are new ones since this call; one that failed in a step says so in final_info."""
-        self.broken_off[:] = info.get("final_info", {}).get(f"_{RESTARTED}", False)
-        self.restarts += self.broken_off
-        self.restarts += info.get(f"_{RESTARTED}", 0)
+        key = f"_{RESTARTED}"
+        self.broken_off[:] = info.get("final_info", {}).get(key, False)
+        if "final_info" in info:
+            self.restarts += self.broken_off
+        if key in info:
+            self.restarts += info[key]
 
     def _fitting(self, rewards: Any, terminations: Any, truncations: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As arrays [E] that may be written to."""
