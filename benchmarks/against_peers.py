@@ -1,15 +1,16 @@
 """Speed of installed peers and of this project, in turn on the same core.
 
     python benchmarks/against_peers.py --venv ../peers --install      # once: makes the virtual environment
-    python benchmarks/against_peers.py --venv ../peers                # updates a second; a quarter of an hour
+    python benchmarks/against_peers.py --venv ../peers                # updates a second; half an hour
     python benchmarks/against_peers.py --venv ../peers --learning     # seconds of training until CartPole-v1 is solved
 
 Machines drift: in each round every peer runs next to a run of ours, and only ratios within a round are compared.
-Published peers that are no packages (CleanRL, LeanRL, PureJaxRL, SLM-Lab) are not measured here. The table and the
-numbers go to benchmarks/results/.
+PureJaxRL is no package and runs from a checkout (--purejaxrl); CleanRL, LeanRL and SLM-Lab are not measured here. The
+table and the numbers go to benchmarks/results/.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -28,6 +29,8 @@ if __name__ == "__main__":
 THROUGHPUT = {  # peer: what it does in the time measured
     "tianshou_discrete_sac": "actor and two critics: our work; updates/s",
     "sb3_dqn": "one Q network: a third of the work; updates/s",
+    "sbx_dqn": "the same in JAX; updates/s",
+    "purejaxrl_dqn": "the same in JAX, environment included; updates/s",
     "sb3_ppo": "on-policy, 8 environments; environment steps/s",
 }
 LEARNING = {"sb3_ppo_learning": "PPO as rl-baselines3-zoo tuned it"}
@@ -42,7 +45,7 @@ def main() -> None:
     if not python.exists():
         fail(f"--venv {args.venv}: no virtual environment there; make one with --install")
     known = LEARNING if args.learning else THROUGHPUT
-    peers = args.peers or list(known)
+    peers = args.peers or [peer for peer in known if peer != "purejaxrl_dqn" or args.purejaxrl]
     if unknown := [peer for peer in peers if peer not in known]:
         fail(f"--peers {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
     rounds: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
@@ -53,7 +56,7 @@ def main() -> None:
             rounds[peer].append({"theirs": theirs, "ours": ours})
             print(f"round {number + 1}: {peer} {theirs}, ours {ours}", flush=True)
     name = "learning_speed" if args.learning else "against_peers"
-    table = learning_table(rounds) if args.learning else throughput_table(rounds)
+    table = learning_table(rounds) if args.learning else throughput_table(rounds, dqn_mflop(args.hidden))
     write(args.out, name, table, rounds, args.venv)
     print(table)
 
@@ -67,6 +70,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn")
     parser.add_argument("--steps", type=int, default=10_000, help="environment steps on the clock")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
+    parser.add_argument("--purejaxrl", type=Path, help="a checkout of github.com/luchris429/purejaxrl")
     parser.add_argument("--core", type=int, default=0, help="the CPU core that everything runs on")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the table and the numbers")
     return parser.parse_args()
@@ -89,7 +93,7 @@ def run_on_core(command: list[str], core: int) -> str:
         command,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
     if result.returncode:
@@ -100,6 +104,7 @@ def run_on_core(command: list[str], core: int) -> str:
 def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
     """Its measurement, or why it is missing: the other peers still run."""
     command = [str(python), str(HERE / "peers" / "measure.py"), peer, "--steps", str(args.steps), "--seed", str(seed)]
+    command += ["--purejaxrl", str(args.purejaxrl)] if peer == "purejaxrl_dqn" else []
     try:
         output = run_on_core([*command, "--hidden", *map(str, args.hidden)], args.core)
     except RuntimeError as error:
@@ -137,18 +142,35 @@ def first_solved(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"env_steps": None, "seconds": seconds}
 
 
-def throughput_table(rounds: dict[str, list[dict[str, Any]]]) -> str:
+def dqn_mflop(hidden: list[int], batch: int = 128, num_inputs: int = 4, num_actions: int = 2) -> float:
+    """Multiplications and additions of a DQN update's matrix products, in millions.
+
+    Forward passes of the network and its target, and the derivatives by all weights and all inputs but the first.
+    """
+    sizes = [num_inputs, *hidden, num_actions]
+    products = [rows * columns for rows, columns in itertools.pairwise(sizes)]
+    return 2 * batch * (3 * sum(products) + sum(products[1:])) / 1e6
+
+
+def throughput_table(rounds: dict[str, list[dict[str, Any]]], dqn_mflop: float) -> str:
     """Medians over rounds; of ratios also the smallest and the largest."""
-    lines = ["| peer | what it does | peer, 1/s | ours, updates/s | ours / peer |", "|---|---|---|---|---|"]
+    lines = [
+        "| peer | what it does | peer, 1/s | ours, updates/s | ours / peer | GFLOP/s, peer and ours |",
+        "|---|---|---|---|---|---|",
+    ]
     for peer, measured in rounds.items():
         pairs = [(r["theirs"]["result"], r["ours"]["updates_per_s"]) for r in measured if "error" not in r["theirs"]]
         if not pairs:
-            lines.append(f"| {peer} | {THROUGHPUT[peer]} | failed: {measured[0]['theirs']['error']} | | |")
+            lines.append(f"| {peer} | {THROUGHPUT[peer]} | failed: {measured[0]['theirs']['error']} | | | |")
             continue
         ratios = [ours / theirs for theirs, ours in pairs]
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
-        lines.append(f"| {peer} | {THROUGHPUT[peer]} | {theirs:,.0f} | {ours:,.0f} | {spread} |")
+        gflops = ""
+        if peer.endswith("dqn"):
+            own = statistics.median(r["ours"]["gflops"] for r in measured)
+            gflops = f"{theirs * dqn_mflop / 1e3:.1f} and {own:.1f}"
+        lines.append(f"| {peer} | {THROUGHPUT[peer]} | {theirs:,.0f} | {ours:,.0f} | {spread} | {gflops} |")
     return "\n".join(lines)
 
 

@@ -14,8 +14,11 @@ import contextlib
 import dataclasses
 import functools
 import json
+import os
 import resource
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +32,7 @@ import torch
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.config import Config
 from agent.config_loader import load_config
+from agent.networks.native import FLAGS
 from agent.networks.population import Population
 from agent.training.acceleration import CudaGraphs
 from agent.training.loop import TrainingLoop
@@ -55,8 +59,8 @@ class Throughput:
     member_updates_per_s: float
     env_steps_per_s: float  # of all members
     gflops: float  # of matrix products alone, in 10^9 operations a second
-    gemm_peak_gflops: float
-    gemm_peak_fraction: float
+    peak_gflops: float
+    peak_fraction: float
     peak_memory_mib: float
 
 
@@ -145,7 +149,7 @@ def measure(config: Config, device: torch.device, steps: int, started: float) ->
         env_steps = run_until(loop, first_steps, steps)
         seconds = time.perf_counter() - clock
     updates = (loop.num_updates - first_updates) / seconds
-    gflops, peak = updates * operations(loop) / 1e9, gemm_peak(device)
+    gflops, peak = updates * operations(loop) / 1e9, peak_gflops(device)
     return Throughput(
         env=config.env.id,
         device=device_name(device),
@@ -160,8 +164,8 @@ def measure(config: Config, device: torch.device, steps: int, started: float) ->
         member_updates_per_s=round(updates * num_members, 1),
         env_steps_per_s=round((env_steps - first_steps) * num_members / seconds, 1),
         gflops=round(gflops, 2),
-        gemm_peak_gflops=round(peak, 1),
-        gemm_peak_fraction=round(gflops / peak, 3),
+        peak_gflops=round(peak, 1),
+        peak_fraction=round(gflops / peak, 3),
         peak_memory_mib=round(peak_memory(device), 1),
     )
 
@@ -218,8 +222,20 @@ def operations(loop: TrainingLoop) -> int:
     )
 
 
+def peak_gflops(device: torch.device) -> float:
+    """The best float32 rate in 10^9 operations a second: of a core's multiply-adds; of a GPU's matrix products."""
+    if device.type == "cuda":
+        return gemm_peak(device)
+    flags = FLAGS.get(torch.backends.cpu.get_cpu_capability(), ())
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(folder) / "fma_peak")
+        source = str(Path(__file__).with_name("fma_peak.cpp"))
+        subprocess.run([os.environ.get("CXX") or "g++", "-O3", *flags, source, "-o", program], check=True)
+        return float(subprocess.run([program], check=True, capture_output=True, text=True).stdout)
+
+
 def gemm_peak(device: torch.device, size: int = 1024) -> float:
-    """The best rate of float32 matrix products of this size, in 10^9 operations a second."""
+    """Of matrix products of this size."""
     a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
     best = float("inf")
     for _ in range(12):
@@ -258,7 +274,7 @@ def text(row: Throughput) -> str:
     return (
         f"{row.env}, {row.members} member(s) of {row.hidden}, batch {row.batch}: {row.updates_per_s:,.0f} updates/s, "
         f"{row.member_updates_per_s:,.0f} member updates/s, {row.env_steps_per_s:,.0f} env steps/s, "
-        f"{row.gflops:.1f} of {row.gemm_peak_gflops:.0f} GFLOP/s ({row.gemm_peak_fraction:.0%}), "
+        f"{row.gflops:.1f} of {row.peak_gflops:.0f} GFLOP/s ({row.peak_fraction:.0%}), "
         f"{row.peak_memory_mib:,.0f} MiB, set-up {row.setup_s:.1f} s"
     )
 

@@ -2,19 +2,23 @@
 
 Matched work: CartPole-v1, MLPs of two hidden layers, one update of a batch per environment step, replay of 100,000, the
 first 1,000 steps random and off the clock, nothing logged. PPO trains on rollouts and is measured in environment steps.
+PureJaxRL is no package: --purejaxrl is a checkout of github.com/luchris429/purejaxrl.
 """
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
 
-RANDOM_STEPS = 1000
+RANDOM_STEPS, FIRST_UPDATES = 1000, 100  # before the clock starts; the first update of SBX is compiled
 THRESHOLD, EPISODES, EVERY = 475, 10, 2000  # of --learning
 
 
@@ -35,8 +39,73 @@ def sb3_dqn(args: argparse.Namespace) -> float:
         seed=args.seed,
         device="cpu",
     )
-    model.learn(args.steps + RANDOM_STEPS, callback=clock)
+    model.learn(args.steps + RANDOM_STEPS + FIRST_UPDATES, callback=clock)
     return args.steps / (time.perf_counter() - clock.started)
+
+
+def sbx_dqn(args: argparse.Namespace) -> float:
+    from sbx import DQN
+
+    clock = make_clock()
+    model = DQN(
+        "MlpPolicy",
+        args.env,
+        buffer_size=100_000,
+        learning_starts=RANDOM_STEPS,
+        batch_size=args.batch,
+        train_freq=1,
+        gradient_steps=1,
+        target_update_interval=500,
+        policy_kwargs={"net_arch": args.hidden},
+        seed=args.seed,
+    )
+    model.learn(args.steps + RANDOM_STEPS + FIRST_UPDATES, callback=clock)
+    return args.steps / (time.perf_counter() - clock.started)
+
+
+def purejaxrl_dqn(args: argparse.Namespace) -> float:
+    """Its own program with wider layers and an update in every step, run a second time: updates of all members."""
+    import flax.linen as nn
+    import jax
+
+    jax.tree_map = jax.tree_util.tree_map  # which it calls, and newer versions of JAX lack
+    spec = importlib.util.spec_from_file_location("dqn", args.purejaxrl / "purejaxrl" / "dqn.py")
+    dqn = importlib.util.module_from_spec(spec)
+    sys.modules["dqn"] = dqn
+    spec.loader.exec_module(dqn)
+
+    class QNetwork(nn.Module):
+        action_dim: int
+
+        @nn.compact
+        def __call__(self, x: Any) -> Any:
+            for width in args.hidden:
+                x = nn.relu(nn.Dense(width)(x))
+            return nn.Dense(self.action_dim)(x)
+
+    dqn.QNetwork = QNetwork
+    config = {
+        "NUM_ENVS": 1,
+        "BUFFER_SIZE": 100_000,
+        "BUFFER_BATCH_SIZE": args.batch,
+        "TOTAL_TIMESTEPS": args.steps + args.batch,
+        "EPSILON_START": 1.0,
+        "EPSILON_FINISH": 0.05,
+        "EPSILON_ANNEAL_TIME": 1000,
+        "TARGET_UPDATE_INTERVAL": 500,
+        "LR": 2.5e-4,
+        "LEARNING_STARTS": args.batch,
+        "TRAINING_INTERVAL": 1,
+        "GAMMA": 0.99,
+        "TAU": 1.0,
+        "ENV_NAME": args.env,
+    }
+    train = jax.jit(jax.vmap(dqn.make_train(config)))
+    seeds = jax.random.split(jax.random.PRNGKey(args.seed), args.members)
+    jax.block_until_ready(train(seeds))  # compiles
+    started = time.perf_counter()
+    metrics = jax.block_until_ready(train(seeds))["metrics"]
+    return float(metrics["updates"][:, -1].sum()) / (time.perf_counter() - started)
 
 
 def sb3_ppo(args: argparse.Namespace) -> float:
@@ -131,7 +200,7 @@ def make_clock() -> Any:
         started = 0.0
 
         def _on_step(self) -> bool:
-            if self.num_timesteps == RANDOM_STEPS:
+            if self.num_timesteps == RANDOM_STEPS + FIRST_UPDATES:
                 self.started = time.perf_counter()
             return True
 
@@ -175,6 +244,8 @@ def make_watch(env: Any, seed: int) -> Any:
 
 PEERS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
     "sb3_dqn": (sb3_dqn, "stable-baselines3"),
+    "sbx_dqn": (sbx_dqn, "sbx-rl"),
+    "purejaxrl_dqn": (purejaxrl_dqn, "jax"),
     "sb3_ppo": (sb3_ppo, "stable-baselines3"),
     "tianshou_discrete_sac": (tianshou_discrete_sac, "tianshou"),
     "sb3_ppo_learning": (sb3_ppo_learning, "stable-baselines3"),
@@ -188,6 +259,8 @@ if __name__ == "__main__":
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128])
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--members", type=int, default=1, help="of purejaxrl_dqn, side by side")
+    parser.add_argument("--purejaxrl", type=Path, help="a checkout of it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     measure, package = PEERS[arguments.peer]
