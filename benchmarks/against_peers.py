@@ -57,7 +57,7 @@ def main() -> None:
             print(f"round {number + 1}: {peer} {theirs}, ours {ours}", flush=True)
     name = "learning_speed" if args.learning else "against_peers"
     table = learning_table(rounds) if args.learning else throughput_table(rounds, dqn_mflop(args.hidden))
-    write(args.out, name, table, rounds, args.venv)
+    write(name, table, rounds, args)
     print(table)
 
 
@@ -101,10 +101,11 @@ def run_on_core(command: list[str], core: int) -> str:
     return result.stdout
 
 
-def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace) -> dict[str, Any]:
+def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace, members: int = 1) -> dict[str, Any]:
     """Its measurement, or why it is missing: the other peers still run."""
     command = [str(python), str(HERE / "peers" / "measure.py"), peer, "--steps", str(args.steps), "--seed", str(seed)]
-    command += ["--purejaxrl", str(args.purejaxrl)] if peer == "purejaxrl_dqn" else []
+    if peer == "purejaxrl_dqn":
+        command += ["--purejaxrl", str(args.purejaxrl), "--members", str(members)]
     try:
         output = run_on_core([*command, "--hidden", *map(str, args.hidden)], args.core)
     except RuntimeError as error:
@@ -186,22 +187,28 @@ def learning_table(rounds: dict[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
-def write(folder: Path, name: str, table: str, rounds: dict[str, list[dict[str, Any]]], venv: Path) -> None:
-    import torch  # the measurements above need neither
+def about(args: argparse.Namespace) -> dict[str, Any]:
+    """When, where and by which command."""
+    import torch  # the measurements need neither
 
     from benchmarks.throughput import device_name
 
-    about = {
+    return {
         "date": date.today().isoformat(),
         "device": device_name(torch.device("cpu")),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "peers": {k: v for runs in rounds.values() for r in runs for k, v in r["theirs"].get("versions", {}).items()},
-        "command": " ".join(["python", *sys.argv]).replace(str(venv), "PATH"),
+        "command": " ".join(["python", *sys.argv]).replace(str(args.venv), "PATH").replace(str(args.purejaxrl), "PATH"),
     }
+
+
+def write(name: str, table: str, rounds: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> None:
+    folder = args.out
+    peers = {k: v for runs in rounds.values() for r in runs for k, v in r["theirs"].get("versions", {}).items()}
+    facts = {**about(args), "peers": peers}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps({**about, "rounds": rounds}, indent=1) + "\n", encoding="utf-8")
-    heading = "\n".join(f"- {key}: {value}" for key, value in about.items())
+    (folder / f"{name}.json").write_text(json.dumps({**facts, "rounds": rounds}, indent=1) + "\n", encoding="utf-8")
+    heading = "\n".join(f"- {key}: {value}" for key, value in facts.items())
     (folder / f"{name}.md").write_text(f"{heading}\n\n{table}\n", encoding="utf-8")
 
 

@@ -1,0 +1,88 @@
+"""Updates a second of a population against its members, on one core, beside peers: a figure and its numbers.
+
+    python benchmarks/members.py --venv ../peers --purejaxrl ../purejaxrl
+
+The virtual environment is that of against_peers.py. Peers without populations are drawn as lines: on one core, several
+of their runs are together as fast as one.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its profile.py would hide the library's
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from benchmarks.against_peers import HERE, about, run_on_core, run_peer
+
+MEMBERS = [1, 2, 4, 8, 16]
+LINES = {  # peer: label, color
+    "sb3_dqn": ("Stable-Baselines3, DQN", "tab:green"),
+    "sbx_dqn": ("SBX, DQN", "tab:red"),
+    "tianshou_discrete_sac": ("tianshou, discrete SAC", "tab:brown"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--venv", type=Path, required=True, help="virtual environment of the peers")
+    parser.add_argument("--purejaxrl", type=Path, required=True, help="a checkout of github.com/luchris429/purejaxrl")
+    parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
+    parser.add_argument("--steps", type=int, default=2000, help="environment steps on the clock, of all members")
+    parser.add_argument("--core", type=int, default=0, help="the CPU core that everything runs on")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "members.png", help="numbers go beside it")
+    args = parser.parse_args()
+    python, total = args.venv / "bin" / "python", args.steps
+    rates: dict[str, list[float]] = {"compiled": [], "plain": [], "purejaxrl_dqn": []}
+    for members in MEMBERS:
+        args.steps = max(200, total // members)
+        rates["compiled"].append(our_rate(args, members, "on"))
+        rates["plain"].append(our_rate(args, members, "off"))
+        rates["purejaxrl_dqn"].append(run_peer(python, "purejaxrl_dqn", 0, args, members)["result"])
+        print(members, {name: round(values[-1]) for name, values in rates.items()}, flush=True)
+    args.steps = total
+    lines = {peer: run_peer(python, peer, 0, args)["result"] for peer in LINES}
+    numbers = {**about(args), "members": MEMBERS, "updates_per_second": rates, "peers": lines}
+    args.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    draw(numbers, args.out)
+
+
+def our_rate(args: argparse.Namespace, members: int, compiled: str) -> float:
+    """Updates of all members a second, layers not normalised, as the peers' are not."""
+    command = [sys.executable, str(HERE / "throughput.py"), "--steps", str(args.steps), "--compile", compiled, "--json"]
+    command += ["--members", str(members), "--hidden", *map(str, args.hidden), "--set", "critic.layer_norm=false"]
+    return float(json.loads(run_on_core(command, args.core))["member_updates_per_s"])
+
+
+def draw(numbers: dict[str, Any], path: Path) -> None:
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), constrained_layout=True)
+    rates, members = numbers["updates_per_second"], numbers["members"]
+    axes.plot(
+        members, rates["purejaxrl_dqn"], marker="s", color="tab:orange", label="PureJaxRL, DQN (a third of the work)"
+    )
+    axes.plot(members, rates["compiled"], marker="o", color="tab:blue", label="ours, compiled")
+    axes.plot(members, rates["plain"], marker="o", color="tab:blue", linestyle=":", label="ours, plain")
+    for peer, (label, color) in LINES.items():
+        axes.axhline(numbers["peers"][peer], color=color, linestyle="--", label=label)
+    axes.set(
+        xscale="log", yscale="log", xlabel="members of the population", ylabel="updates a second, all members together"
+    )
+    axes.set_xticks(members, [str(count) for count in members])
+    axes.minorticks_off()
+    ticks = [50, 100, 200, 500, 1000, 2000, 5000]
+    axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    axes.set_title(f"CartPole-v1, 128×128, batch 128, one core ({numbers['device']})", fontsize=10)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
