@@ -1,5 +1,6 @@
 """Experience on the device: a ring of slots per environment that keeps each observation, and each frame of it, once."""
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -211,12 +212,13 @@ class Replay:
     def batch(self, window: Window, length: Int[Tensor, "P B"]) -> Batch:
         """The transitions of which the first `length` steps count, at least 1 and at most the window's own."""
         counts = self.lag < length.unsqueeze(-1)
-        discounts = torch.where(counts, window.discount, 1.0).cumprod(-1)
-        before = torch.cat([torch.ones_like(discounts[..., :1]), discounts[..., :-1]], -1)  # gamma^i
+        steps = torch.where(counts, window.discount, 1.0).unbind(-1)
+        discounts = list(itertools.accumulate(steps, torch.mul))  # which the compiler fuses, unlike cumprod
+        before = torch.stack([torch.ones_like(discounts[0]), *discounts[:-1]], -1)  # gamma^i
         reward = (torch.where(counts, window.reward, 0.0) * before).sum(-1)
         obs = self.obs(window.first_row, window.slot)
         next_obs = self.obs(window.first_row, window.slot + length)
-        return Batch(obs, window.action, reward, discounts[..., -1], next_obs)
+        return Batch(obs, window.action, reward, discounts[-1], next_obs)
 
     def masks(self, window: Window, length: Int[Tensor, "P B"]) -> Masks | None:
         """Those of the observations in `batch`; None where none are kept."""

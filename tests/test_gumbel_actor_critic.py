@@ -264,7 +264,7 @@ def learn_probe(
         agent.store(obs, action, step)
         for _ in range(agent.updates_due(env_steps + 2)):
             agent.update(torch.tensor(step_number / steps))
-        obs = step.obs
+        obs = step.obs.clone()  # the next step overwrites it
     env.close()
     return agent
 

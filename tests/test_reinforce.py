@@ -124,6 +124,6 @@ def test_learns_the_choice_that_depends_on_the_observation() -> None:
         learner.store(obs, action, step)
         if learner.updates_due(4 * (step_number + 1)):
             learner.update(torch.tensor(0.0))
-        obs = step.obs
+        obs = step.obs.clone()  # the next step overwrites it
     pi = learner.evaluated_actor(torch.tensor([[[-1.0], [1.0]]])).softmax(-1)[0, :, 0]
     assert pi[0, 0] > 0.8 and pi[1, 1] > 0.8

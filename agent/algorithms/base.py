@@ -84,7 +84,10 @@ class Algorithm(Protocol):
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
-        """Takes in one step of every environment; `masks` are of obs and of the step's next_obs."""
+        """Takes in one step of every environment, in copies: the next step overwrites the tensors of this one.
+
+        `masks` are of obs and of the step's next_obs.
+        """
         ...
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
