@@ -10,7 +10,6 @@ table and the numbers go to benchmarks/results/.
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -35,6 +34,7 @@ THROUGHPUT = {  # peer: what it does in the time measured
 }
 LEARNING = {"sb3_ppo_learning": "PPO as rl-baselines3-zoo tuned it"}
 THRESHOLD = 475
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "NPROC": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"}  # NPROC: XLA's
 
 
 def main() -> None:
@@ -56,7 +56,7 @@ def main() -> None:
             rounds[peer].append({"theirs": theirs, "ours": ours})
             print(f"round {number + 1}: {peer} {theirs}, ours {ours}", flush=True)
     name = "learning_speed" if args.learning else "against_peers"
-    table = learning_table(rounds) if args.learning else throughput_table(rounds, dqn_mflop(args.hidden))
+    table = learning_table(rounds) if args.learning else throughput_table(rounds)
     write(name, table, rounds, args)
     print(table)
 
@@ -93,7 +93,7 @@ def run_on_core(command: list[str], core: int) -> str:
         command,
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false"},
+        env=os.environ | ONE_THREAD,
         preexec_fn=lambda: os.sched_setaffinity(0, {core}),
     )
     if result.returncode:
@@ -143,17 +143,7 @@ def first_solved(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"env_steps": None, "seconds": seconds}
 
 
-def dqn_mflop(hidden: list[int], batch: int = 128, num_inputs: int = 4, num_actions: int = 2) -> float:
-    """Multiplications and additions of a DQN update's matrix products, in millions.
-
-    Forward passes of the network and its target, and the derivatives by all weights and all inputs but the first.
-    """
-    sizes = [num_inputs, *hidden, num_actions]
-    products = [rows * columns for rows, columns in itertools.pairwise(sizes)]
-    return 2 * batch * (3 * sum(products) + sum(products[1:])) / 1e6
-
-
-def throughput_table(rounds: dict[str, list[dict[str, Any]]], dqn_mflop: float) -> str:
+def throughput_table(rounds: dict[str, list[dict[str, Any]]]) -> str:
     """Medians over rounds; of ratios also the smallest and the largest."""
     lines = [
         "| peer | what it does | peer, 1/s | ours, updates/s | ours / peer | GFLOP/s, peer and ours |",
@@ -168,9 +158,9 @@ def throughput_table(rounds: dict[str, list[dict[str, Any]]], dqn_mflop: float) 
         spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         theirs, ours = (statistics.median(column) for column in zip(*pairs, strict=True))
         gflops = ""
-        if peer.endswith("dqn"):
+        if mflop := [r["theirs"]["mflop_per_update"] for r in measured if "mflop_per_update" in r["theirs"]]:
             own = statistics.median(r["ours"]["gflops"] for r in measured)
-            gflops = f"{theirs * dqn_mflop / 1e3:.1f} and {own:.1f}"
+            gflops = f"{theirs * mflop[0] / 1e3:.1f} and {own:.1f}"
         lines.append(f"| {peer} | {THROUGHPUT[peer]} | {theirs:,.0f} | {ours:,.0f} | {spread} | {gflops} |")
     return "\n".join(lines)
 

@@ -1,6 +1,7 @@
 """Updates a second of a population against its members, on one core, beside peers: a figure and its numbers.
 
     python benchmarks/members.py --venv ../peers --purejaxrl ../purejaxrl
+    python benchmarks/members.py --draw-only      # the figure again, from the numbers beside it
 
 The virtual environment is that of against_peers.py. Peers without populations are drawn as lines: on one core, several
 of their runs are together as fast as one.
@@ -20,7 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.against_peers import HERE, about, run_on_core, run_peer
+from benchmarks.against_peers import HERE, about, fail, run_on_core, run_peer
 
 MEMBERS = [1, 2, 4, 8, 16]
 LINES = {  # peer: label, color
@@ -32,26 +33,43 @@ LINES = {  # peer: label, color
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--venv", type=Path, required=True, help="virtual environment of the peers")
-    parser.add_argument("--purejaxrl", type=Path, required=True, help="a checkout of github.com/luchris429/purejaxrl")
+    parser.add_argument("--venv", type=Path, help="virtual environment of the peers")
+    parser.add_argument("--purejaxrl", type=Path, help="a checkout of github.com/luchris429/purejaxrl")
+    parser.add_argument("--draw-only", action="store_true", help="draw the numbers beside --out again, measure nothing")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
     parser.add_argument("--steps", type=int, default=2000, help="environment steps on the clock, of all members")
     parser.add_argument("--core", type=int, default=0, help="the CPU core that everything runs on")
     parser.add_argument("--out", type=Path, default=HERE / "results" / "members.png", help="numbers go beside it")
     args = parser.parse_args()
-    python, total = args.venv / "bin" / "python", args.steps
+    path = args.out.with_suffix(".json")
+    if not args.draw_only:
+        if not (args.venv and args.purejaxrl):
+            fail("--venv, --purejaxrl: missing; both are needed to measure")
+        path.write_text(json.dumps(measure(args), indent=1) + "\n", encoding="utf-8")
+    elif not path.exists():
+        fail(f"--draw-only: {path} is missing; measure first")
+    draw(json.loads(path.read_text(encoding="utf-8")), args.out)
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    total = args.steps
     rates: dict[str, list[float]] = {"compiled": [], "plain": [], "purejaxrl_dqn": []}
     for members in MEMBERS:
         args.steps = max(200, total // members)
         rates["compiled"].append(our_rate(args, members, "on"))
         rates["plain"].append(our_rate(args, members, "off"))
-        rates["purejaxrl_dqn"].append(run_peer(python, "purejaxrl_dqn", 0, args, members)["result"])
+        rates["purejaxrl_dqn"].append(peer_rate(args, "purejaxrl_dqn", members))
         print(members, {name: round(values[-1]) for name, values in rates.items()}, flush=True)
     args.steps = total
-    lines = {peer: run_peer(python, peer, 0, args)["result"] for peer in LINES}
-    numbers = {**about(args), "members": MEMBERS, "updates_per_second": rates, "peers": lines}
-    args.out.with_suffix(".json").write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
-    draw(numbers, args.out)
+    lines = {peer: peer_rate(args, peer) for peer in LINES}
+    return {**about(args), "hidden": args.hidden, "members": MEMBERS, "updates_per_second": rates, "peers": lines}
+
+
+def peer_rate(args: argparse.Namespace, peer: str, members: int = 1) -> float:
+    measured = run_peer(args.venv / "bin" / "python", peer, 0, args, members)
+    if "error" in measured:
+        fail(f"{peer}: {measured['error']}")
+    return float(measured["result"])
 
 
 def our_rate(args: argparse.Namespace, members: int, compiled: str) -> float:
@@ -80,7 +98,8 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    axes.set_title(f"CartPole-v1, 128×128, batch 128, one core ({numbers['device']})", fontsize=10)
+    layers = "×".join(map(str, numbers.get("hidden", [128, 128])))  # older files lack it
+    axes.set_title(f"CartPole-v1, {layers}, batch 128, one core ({numbers['device']})", fontsize=10)
     figure.savefig(path, dpi=130)
 
 

@@ -12,6 +12,7 @@ import pytest
 from agent.config_loader import load_config
 from benchmarks import against_peers, environments, suite
 from benchmarks.peer_runs import from_peer
+from benchmarks.peers import measure as peers
 from benchmarks.rows import add_rows, read_rows
 from benchmarks.suite import TASKS, BanditModel
 from envs import UserError
@@ -47,10 +48,27 @@ def test_throughput_counts_the_operations_of_matrix_products() -> None:
         assert operations(loop) == 2 * 8 * (2 * forward + backward + 2 * (2 * forward + backward))
 
 
+def test_operations_of_peers_are_those_of_matrix_products() -> None:
+    """One hidden layer of 8 on CartPole, as above; a backward pass needs no derivative by the observation."""
+    args = against_peers.argparse.Namespace(env="CartPole-v1", hidden=[8], batch=8)
+    assert peers.mflop(*peers.DQN, args) == pytest.approx(2 * 8 * (2 * 48 + 48 + 16) / 1e6)
+    assert peers.mflop(*peers.DISCRETE_SAC, args) == pytest.approx(2 * 8 * (8 * 48 + 3 * (48 + 16)) / 1e6)
+
+
+def test_the_figure_of_members_is_drawn_from_its_numbers(tmp_path: Path) -> None:
+    numbers = (ROOT / "benchmarks" / "results" / "members.json").read_text()
+    (tmp_path / "members.json").write_text(numbers)
+    result = run("benchmarks/members.py", "--draw-only", "--out", str(tmp_path / "members.png"))
+    assert (tmp_path / "members.png").exists(), result.stderr
+    assert (tmp_path / "members.json").read_text() == numbers
+
+
 def test_user_mistakes_end_with_code_2() -> None:
     for command in (
         ["benchmarks/throughput.py", *TINY, "--env", "CartPol-v1"],
         ["benchmarks/against_peers.py", "--venv", "nowhere"],
+        ["benchmarks/members.py"],
+        ["benchmarks/members.py", "--draw-only", "--out", "nowhere/members.png"],
         ["benchmarks/against_peers.py", "--venv", str(Path(sys.executable).parents[1]), "--peers", "sb4"],
     ):
         result = run(*command)
@@ -71,7 +89,10 @@ def test_profile_names_the_parts() -> None:
 
 def test_ratios_are_within_a_round_and_a_failed_peer_is_named() -> None:
     def measured(theirs: float, ours: float) -> dict:
-        return {"theirs": {"result": theirs}, "ours": {"updates_per_s": ours, "gflops": ours / 20}}
+        return {
+            "theirs": {"result": theirs, "mflop_per_update": 30.0},
+            "ours": {"updates_per_s": ours, "gflops": ours / 20},
+        }
 
     failed = {"theirs": {"error": "ModuleNotFoundError: tianshou"}, "ours": {"updates_per_s": 1.0}}
     table = against_peers.throughput_table(
@@ -79,7 +100,6 @@ def test_ratios_are_within_a_round_and_a_failed_peer_is_named() -> None:
             "sb3_dqn": [measured(100, 200), measured(50, 200), measured(100, 300)],
             "tianshou_discrete_sac": [failed],
         },
-        dqn_mflop=30.0,
     )
     assert "| 100 | 200 | 3.00 (2.00 to 4.00) | 3.0 and 10.0 |" in table
     assert "failed: ModuleNotFoundError: tianshou" in table

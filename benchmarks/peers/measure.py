@@ -2,12 +2,14 @@
 
 Matched work: CartPole-v1, MLPs of two hidden layers, one update of a batch per environment step, replay of 100,000, the
 first 1,000 steps random and off the clock, nothing logged. PPO trains on rollouts and is measured in environment steps.
-PureJaxRL is no package: --purejaxrl is a checkout of github.com/luchris429/purejaxrl.
+PureJaxRL is no package: --purejaxrl is a checkout of github.com/luchris429/purejaxrl. Its compilation is not on the
+clock: `compile_seconds` holds it. `mflop_per_update` is the arithmetic of one member's update.
 """
 
 import argparse
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import sys
 import time
@@ -20,9 +22,10 @@ import torch
 
 RANDOM_STEPS, FIRST_UPDATES = 1000, 100  # before the clock starts; the first update of SBX is compiled
 THRESHOLD, EPISODES, EVERY = 475, 10, 2000  # of --learning
+Fields = dict[str, Any]  # of the JSON line
 
 
-def sb3_dqn(args: argparse.Namespace) -> float:
+def sb3_dqn(args: argparse.Namespace) -> Fields:
     from stable_baselines3 import DQN
 
     clock = make_clock()
@@ -40,10 +43,10 @@ def sb3_dqn(args: argparse.Namespace) -> float:
         device="cpu",
     )
     model.learn(args.steps + RANDOM_STEPS + FIRST_UPDATES, callback=clock)
-    return args.steps / (time.perf_counter() - clock.started)
+    return {"result": args.steps / (time.perf_counter() - clock.started)}
 
 
-def sbx_dqn(args: argparse.Namespace) -> float:
+def sbx_dqn(args: argparse.Namespace) -> Fields:
     from sbx import DQN
 
     clock = make_clock()
@@ -60,10 +63,10 @@ def sbx_dqn(args: argparse.Namespace) -> float:
         seed=args.seed,
     )
     model.learn(args.steps + RANDOM_STEPS + FIRST_UPDATES, callback=clock)
-    return args.steps / (time.perf_counter() - clock.started)
+    return {"result": args.steps / (time.perf_counter() - clock.started)}
 
 
-def purejaxrl_dqn(args: argparse.Namespace) -> float:
+def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
     """Its own program with wider layers and an update in every step, run a second time: updates of all members."""
     import flax.linen as nn
     import jax
@@ -100,15 +103,18 @@ def purejaxrl_dqn(args: argparse.Namespace) -> float:
         "TAU": 1.0,
         "ENV_NAME": args.env,
     }
-    train = jax.jit(jax.vmap(dqn.make_train(config)))
     seeds = jax.random.split(jax.random.PRNGKey(args.seed), args.members)
-    jax.block_until_ready(train(seeds))  # compiles
+    started = time.perf_counter()
+    train = jax.jit(jax.vmap(dqn.make_train(config))).lower(seeds).compile()
+    compile_seconds = time.perf_counter() - started
+    jax.block_until_ready(train(seeds))
     started = time.perf_counter()
     metrics = jax.block_until_ready(train(seeds))["metrics"]
-    return float(metrics["updates"][:, -1].sum()) / (time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return {"result": float(metrics["updates"][:, -1].sum()) / seconds, "compile_seconds": compile_seconds}
 
 
-def sb3_ppo(args: argparse.Namespace) -> float:
+def sb3_ppo(args: argparse.Namespace) -> Fields:
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -116,10 +122,10 @@ def sb3_ppo(args: argparse.Namespace) -> float:
     model = PPO("MlpPolicy", envs, policy_kwargs={"net_arch": args.hidden}, seed=args.seed, device="cpu")
     started = time.perf_counter()
     model.learn(args.steps)
-    return model.num_timesteps / (time.perf_counter() - started)
+    return {"result": model.num_timesteps / (time.perf_counter() - started)}
 
 
-def tianshou_discrete_sac(args: argparse.Namespace) -> float:
+def tianshou_discrete_sac(args: argparse.Namespace) -> Fields:
     from tianshou.algorithm import DiscreteSAC
     from tianshou.algorithm.modelfree.discrete_sac import DiscreteSACPolicy
     from tianshou.algorithm.optim import AdamOptimizerFactory
@@ -166,10 +172,10 @@ def tianshou_discrete_sac(args: argparse.Namespace) -> float:
             test_in_training=False,
         )
     )
-    return args.steps / (time.perf_counter() - started)
+    return {"result": args.steps / (time.perf_counter() - started)}
 
 
-def sb3_ppo_learning(args: argparse.Namespace) -> dict[str, float | None]:
+def sb3_ppo_learning(args: argparse.Namespace) -> Fields:
     """PPO with the hyperparameters that rl-baselines3-zoo tuned for CartPole-v1: until it first evaluates at 475."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
@@ -190,7 +196,7 @@ def sb3_ppo_learning(args: argparse.Namespace) -> dict[str, float | None]:
     )
     watch = make_watch(gym.make(args.env), args.seed)
     model.learn(100_000, callback=watch)
-    return {"env_steps": watch.reached_at, "seconds": watch.training_seconds}
+    return {"result": {"env_steps": watch.reached_at, "seconds": watch.training_seconds}}
 
 
 def make_clock() -> Any:
@@ -242,13 +248,27 @@ def make_watch(env: Any, seed: int) -> Any:
     return Watch()
 
 
-PEERS: dict[str, tuple[Callable[[argparse.Namespace], Any], str]] = {
-    "sb3_dqn": (sb3_dqn, "stable-baselines3"),
-    "sbx_dqn": (sbx_dqn, "sbx-rl"),
-    "purejaxrl_dqn": (purejaxrl_dqn, "jax"),
-    "sb3_ppo": (sb3_ppo, "stable-baselines3"),
-    "tianshou_discrete_sac": (tianshou_discrete_sac, "tianshou"),
-    "sb3_ppo_learning": (sb3_ppo_learning, "stable-baselines3"),
+def mflop(forward: int, backward: int, args: argparse.Namespace) -> float:
+    """Multiplications and additions of an update's matrix products in millions: so many passes of a batch.
+
+    A forward pass multiplies by each weight matrix once. A backward pass does so twice, for the derivatives by the
+    weights and by the layer's input; the first layer's input needs none.
+    """
+    env = gym.make(args.env)
+    sizes = [env.observation_space.shape[0], *args.hidden, int(env.action_space.n)]
+    products = [rows * columns for rows, columns in itertools.pairwise(sizes)]
+    return 2 * args.batch * (forward * sum(products) + backward * (sum(products) + sum(products[1:]))) / 1e6
+
+
+DQN = (2, 1)  # forward passes: network and target; backward: network
+DISCRETE_SAC = (8, 3)  # forward: actor at both observations; each critic twice, its target once; backward: all three
+PEERS: dict[str, tuple[Callable[[argparse.Namespace], Fields], str, tuple[int, int] | None]] = {
+    "sb3_dqn": (sb3_dqn, "stable-baselines3", DQN),
+    "sbx_dqn": (sbx_dqn, "sbx-rl", DQN),
+    "purejaxrl_dqn": (purejaxrl_dqn, "jax", DQN),
+    "sb3_ppo": (sb3_ppo, "stable-baselines3", None),
+    "tianshou_discrete_sac": (tianshou_discrete_sac, "tianshou", DISCRETE_SAC),
+    "sb3_ppo_learning": (sb3_ppo_learning, "stable-baselines3", None),
 }
 
 if __name__ == "__main__":
@@ -263,7 +283,9 @@ if __name__ == "__main__":
     parser.add_argument("--purejaxrl", type=Path, help="a checkout of it")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    measure, package = PEERS[arguments.peer]
-    result = measure(arguments)
+    measure, package, passes = PEERS[arguments.peer]
+    fields = measure(arguments)
+    if passes:
+        fields["mflop_per_update"] = mflop(*passes, arguments)
     versions = {name: importlib.metadata.version(name) for name in (package, "torch", "gymnasium")}
-    print(json.dumps({"result": result, "versions": versions}))
+    print(json.dumps(fields | {"versions": versions}))
