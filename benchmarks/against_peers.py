@@ -42,12 +42,11 @@ def main() -> None:
     python = args.venv / "bin" / "python"
     if args.install:
         install(args.venv, python)
-    if not python.exists():
-        fail(f"--venv {args.venv}: no virtual environment there; make one with --install")
     known = LEARNING if args.learning else THROUGHPUT
     peers = args.peers or [peer for peer in known if peer != "purejaxrl_dqn" or args.purejaxrl]
     if unknown := [peer for peer in peers if peer not in known]:
         fail(f"--peers {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
+    check_places(args, peers)
     rounds: dict[str, list[dict[str, Any]]] = {peer: [] for peer in peers}
     for number in range(args.rounds):
         for peer in peers:
@@ -74,6 +73,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--core", type=int, default=0, help="the CPU core that everything runs on")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the table and the numbers")
     return parser.parse_args()
+
+
+def check_places(args: argparse.Namespace, peers: list[str]) -> None:
+    """Before minutes of measuring."""
+    if not (args.venv / "bin" / "python").exists():
+        fail(
+            f"--venv {args.venv}: no virtual environment there; against_peers.py --venv {args.venv} --install makes one"
+        )
+    if "purejaxrl_dqn" in peers and not (args.purejaxrl and (args.purejaxrl / "purejaxrl" / "dqn.py").exists()):
+        fail(f"--purejaxrl {args.purejaxrl}: no purejaxrl/dqn.py there; clone github.com/luchris429/purejaxrl")
 
 
 def fail(message: str) -> None:

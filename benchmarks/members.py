@@ -21,7 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.against_peers import HERE, about, fail, run_on_core, run_peer
+from benchmarks.against_peers import HERE, about, check_places, fail, run_on_core, run_peer
 
 MEMBERS = [1, 2, 4, 8, 16]
 LINES = {  # peer: label, color
@@ -45,6 +45,7 @@ def main() -> None:
     if not args.draw_only:
         if not (args.venv and args.purejaxrl):
             fail("--venv, --purejaxrl: missing; both are needed to measure")
+        check_places(args, ["purejaxrl_dqn", *LINES])
         path.write_text(json.dumps(measure(args), indent=1) + "\n", encoding="utf-8")
     elif not path.exists():
         fail(f"--draw-only: {path} is missing; measure first")
@@ -98,7 +99,7 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
-    layers = "×".join(map(str, numbers.get("hidden", [128, 128])))  # older files lack it
+    layers = "×".join(map(str, numbers["hidden"]))
     axes.set_title(f"CartPole-v1, {layers}, batch 128, one core ({numbers['device']})", fontsize=10)
     figure.savefig(path, dpi=130)
 

@@ -68,6 +68,8 @@ def test_user_mistakes_end_with_code_2() -> None:
         ["benchmarks/throughput.py", *TINY, "--env", "CartPol-v1"],
         ["benchmarks/against_peers.py", "--venv", "nowhere"],
         ["benchmarks/members.py"],
+        ["benchmarks/members.py", "--venv", "nowhere", "--purejaxrl", "nowhere"],
+        ["benchmarks/against_peers.py", "--venv", str(Path(sys.executable).parents[1]), "--peers", "purejaxrl_dqn"],
         ["benchmarks/members.py", "--draw-only", "--out", "nowhere/members.png"],
         ["benchmarks/against_peers.py", "--venv", str(Path(sys.executable).parents[1]), "--peers", "sb4"],
     ):

@@ -28,8 +28,19 @@ Fields = dict[str, Any]  # of the JSON line
 def sb3_dqn(args: argparse.Namespace) -> Fields:
     from stable_baselines3 import DQN
 
+    return dqn(DQN, args)
+
+
+def sbx_dqn(args: argparse.Namespace) -> Fields:
+    from sbx import DQN
+
+    return dqn(DQN, args)
+
+
+def dqn(make: Callable[..., Any], args: argparse.Namespace) -> Fields:
+    """Both have the same interface."""
     clock = make_clock()
-    model = DQN(
+    model = make(
         "MlpPolicy",
         args.env,
         buffer_size=100_000,
@@ -46,26 +57,6 @@ def sb3_dqn(args: argparse.Namespace) -> Fields:
     return {"result": args.steps / (time.perf_counter() - clock.started)}
 
 
-def sbx_dqn(args: argparse.Namespace) -> Fields:
-    from sbx import DQN
-
-    clock = make_clock()
-    model = DQN(
-        "MlpPolicy",
-        args.env,
-        buffer_size=100_000,
-        learning_starts=RANDOM_STEPS,
-        batch_size=args.batch,
-        train_freq=1,
-        gradient_steps=1,
-        target_update_interval=500,
-        policy_kwargs={"net_arch": args.hidden},
-        seed=args.seed,
-    )
-    model.learn(args.steps + RANDOM_STEPS + FIRST_UPDATES, callback=clock)
-    return {"result": args.steps / (time.perf_counter() - clock.started)}
-
-
 def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
     """Its own program with wider layers and an update in every step, run a second time: updates of all members."""
     import flax.linen as nn
@@ -73,9 +64,9 @@ def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
 
     jax.tree_map = jax.tree_util.tree_map  # which it calls, and newer versions of JAX lack
     spec = importlib.util.spec_from_file_location("dqn", args.purejaxrl / "purejaxrl" / "dqn.py")
-    dqn = importlib.util.module_from_spec(spec)
-    sys.modules["dqn"] = dqn
-    spec.loader.exec_module(dqn)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["dqn"] = module
+    spec.loader.exec_module(module)
 
     class QNetwork(nn.Module):
         action_dim: int
@@ -86,7 +77,7 @@ def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
                 x = nn.relu(nn.Dense(width)(x))
             return nn.Dense(self.action_dim)(x)
 
-    dqn.QNetwork = QNetwork
+    module.QNetwork = QNetwork
     config = {
         "NUM_ENVS": 1,
         "BUFFER_SIZE": 100_000,
@@ -105,7 +96,7 @@ def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
     }
     seeds = jax.random.split(jax.random.PRNGKey(args.seed), args.members)
     started = time.perf_counter()
-    train = jax.jit(jax.vmap(dqn.make_train(config))).lower(seeds).compile()
+    train = jax.jit(jax.vmap(module.make_train(config))).lower(seeds).compile()
     compile_seconds = time.perf_counter() - started
     jax.block_until_ready(train(seeds))
     started = time.perf_counter()
