@@ -5,8 +5,8 @@
     python benchmarks/against_peers.py --venv ../peers --learning     # seconds of training until CartPole-v1 is solved
 
 Machines drift: in each round every peer runs next to a run of ours, and only ratios within a round are compared.
-PureJaxRL is no package and runs from a checkout (--purejaxrl); CleanRL, LeanRL and SLM-Lab are not measured here. The
-table and the numbers go to benchmarks/results/.
+PureJaxRL and CleanRL are no packages and run from checkouts (--purejaxrl, --cleanrl); LeanRL and SLM-Lab are not
+measured here. The table and the numbers go to benchmarks/results/.
 """
 
 import argparse
@@ -26,11 +26,16 @@ if __name__ == "__main__":
     sys.path[0] = str(HERE.parent)  # not this folder: its profile.py would hide the library's
 
 THROUGHPUT = {  # peer: what it does in the time measured
-    "tianshou_discrete_sac": "actor and two critics: our work; updates/s",
+    "tianshou_discrete_sac": "actor and two critics: 1.17 of our arithmetic; updates/s",
+    "cleanrl_discrete_sac": "the same; updates/s",
     "sb3_dqn": "one Q network: a third of the work; updates/s",
     "sbx_dqn": "the same in JAX; updates/s",
     "purejaxrl_dqn": "the same in JAX, environment included; updates/s",
     "sb3_ppo": "on-policy, 8 environments; environment steps/s",
+}
+CHECKOUTS = {  # peer that is no package: its repository, a file of it
+    "purejaxrl_dqn": ("luchris429/purejaxrl", "purejaxrl/dqn.py"),
+    "cleanrl_discrete_sac": ("vwxyzjn/cleanrl", "cleanrl/sac_atari.py"),
 }
 LEARNING = {"sb3_ppo_learning": "PPO as rl-baselines3-zoo tuned it"}
 THRESHOLD = 475
@@ -43,7 +48,7 @@ def main() -> None:
     if args.install:
         install(args.venv, python)
     known = LEARNING if args.learning else THROUGHPUT
-    peers = args.peers or [peer for peer in known if peer != "purejaxrl_dqn" or args.purejaxrl]
+    peers = args.peers or [peer for peer in known if peer not in CHECKOUTS or checkout(args, peer)]
     if unknown := [peer for peer in peers if peer not in known]:
         fail(f"--peers {' '.join(unknown)}: unknown; choose from {', '.join(known)}")
     check_places(args, peers)
@@ -69,10 +74,20 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each, in turn")
     parser.add_argument("--steps", type=int, default=10_000, help="environment steps on the clock")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
-    parser.add_argument("--purejaxrl", type=Path, help="a checkout of github.com/luchris429/purejaxrl")
+    add_checkouts(parser)
     parser.add_argument("--core", type=int, default=0, help="the CPU core that everything runs on")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of the table and the numbers")
     return parser.parse_args()
+
+
+def add_checkouts(parser: argparse.ArgumentParser) -> None:
+    for repository, _ in CHECKOUTS.values():
+        parser.add_argument(f"--{repository.split('/')[1]}", type=Path, help=f"a checkout of github.com/{repository}")
+
+
+def checkout(args: argparse.Namespace, peer: str) -> Path | None:
+    folder: Path | None = getattr(args, CHECKOUTS[peer][0].split("/")[1])
+    return folder
 
 
 def check_places(args: argparse.Namespace, peers: list[str]) -> None:
@@ -81,8 +96,11 @@ def check_places(args: argparse.Namespace, peers: list[str]) -> None:
         fail(
             f"--venv {args.venv}: no virtual environment there; against_peers.py --venv {args.venv} --install makes one"
         )
-    if "purejaxrl_dqn" in peers and not (args.purejaxrl and (args.purejaxrl / "purejaxrl" / "dqn.py").exists()):
-        fail(f"--purejaxrl {args.purejaxrl}: no purejaxrl/dqn.py there; clone github.com/luchris429/purejaxrl")
+    for peer in CHECKOUTS.keys() & set(peers):
+        repository, file = CHECKOUTS[peer]
+        folder = checkout(args, peer)
+        if not (folder and (folder / file).exists()):
+            fail(f"--{repository.split('/')[1]} {folder}: no {file} there; clone github.com/{repository}")
 
 
 def fail(message: str) -> None:
@@ -113,8 +131,8 @@ def run_on_core(command: list[str], core: int) -> str:
 def run_peer(python: Path, peer: str, seed: int, args: argparse.Namespace, members: int = 1) -> dict[str, Any]:
     """Its measurement, or why it is missing: the other peers still run."""
     command = [str(python), str(HERE / "peers" / "measure.py"), peer, "--steps", str(args.steps), "--seed", str(seed)]
-    if peer == "purejaxrl_dqn":
-        command += ["--purejaxrl", str(args.purejaxrl), "--members", str(members)]
+    if peer in CHECKOUTS:
+        command += ["--checkout", str(checkout(args, peer)), "--members", str(members)]
     try:
         output = run_on_core([*command, "--hidden", *map(str, args.hidden)], args.core)
     except RuntimeError as error:
@@ -192,12 +210,13 @@ def about(args: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.throughput import device_name
 
+    places = [str(place) for place in (args.venv, *(checkout(args, peer) for peer in CHECKOUTS)) if place]
     return {
         "date": date.today().isoformat(),
         "device": device_name(torch.device("cpu")),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "command": " ".join(["python", *sys.argv]).replace(str(args.venv), "PATH").replace(str(args.purejaxrl), "PATH"),
+        "command": " ".join("PATH" if word in places else word for word in ["python", *sys.argv]),
     }
 
 

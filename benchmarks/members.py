@@ -1,6 +1,6 @@
 """Updates a second of a population against its members, on one core, beside peers: a figure and its numbers.
 
-    python benchmarks/members.py --venv ../peers --purejaxrl ../purejaxrl
+    python benchmarks/members.py --venv ../peers --purejaxrl ../purejaxrl --cleanrl ../cleanrl
     python benchmarks/members.py --draw-only      # the figure again, from the numbers beside it
 
 The virtual environment is that of against_peers.py. Peers without populations are drawn as lines: on one core, several
@@ -21,20 +21,21 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks.against_peers import HERE, about, check_places, fail, run_on_core, run_peer
+from benchmarks.against_peers import HERE, about, add_checkouts, check_places, fail, run_on_core, run_peer
 
 MEMBERS = [1, 2, 4, 8, 16]
 LINES = {  # peer: label, color
     "sb3_dqn": ("Stable-Baselines3, DQN", "tab:green"),
     "sbx_dqn": ("SBX, DQN", "tab:red"),
     "tianshou_discrete_sac": ("tianshou, discrete SAC", "tab:brown"),
+    "cleanrl_discrete_sac": ("CleanRL, discrete SAC", "tab:purple"),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--venv", type=Path, help="virtual environment of the peers")
-    parser.add_argument("--purejaxrl", type=Path, help="a checkout of github.com/luchris429/purejaxrl")
+    add_checkouts(parser)
     parser.add_argument("--draw-only", action="store_true", help="draw the numbers beside --out again, measure nothing")
     parser.add_argument("--hidden", type=int, nargs="+", default=[128, 128], help="width of each hidden layer")
     parser.add_argument("--steps", type=int, default=2000, help="environment steps on the clock, of all members")
@@ -43,8 +44,8 @@ def main() -> None:
     args = parser.parse_args()
     path = args.out.with_suffix(".json")
     if not args.draw_only:
-        if not (args.venv and args.purejaxrl):
-            fail("--venv, --purejaxrl: missing; both are needed to measure")
+        if not args.venv:
+            fail("--venv: missing; against_peers.py --help says how to make it")
         check_places(args, ["purejaxrl_dqn", *LINES])
         path.write_text(json.dumps(measure(args), indent=1) + "\n", encoding="utf-8")
     elif not path.exists():
@@ -81,7 +82,7 @@ def our_rate(args: argparse.Namespace, members: int, compiled: str) -> float:
 
 
 def draw(numbers: dict[str, Any], path: Path) -> None:
-    figure, axes = plt.subplots(figsize=(7.5, 4.6), constrained_layout=True)
+    figure, axes = plt.subplots(figsize=(7.5, 5), constrained_layout=True)
     rates, members = numbers["updates_per_second"], numbers["members"]
     axes.plot(
         members, rates["purejaxrl_dqn"], marker="s", color="tab:orange", label="PureJaxRL, DQN (a third of the work)"
@@ -98,7 +99,7 @@ def draw(numbers: dict[str, Any], path: Path) -> None:
     ticks = [50, 100, 200, 500, 1000, 2000, 5000]
     axes.set_yticks(ticks, [f"{tick:,}" for tick in ticks])
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     layers = "×".join(map(str, numbers["hidden"]))
     axes.set_title(f"CartPole-v1, {layers}, batch 128, one core ({numbers['device']})", fontsize=10)
     figure.savefig(path, dpi=130)

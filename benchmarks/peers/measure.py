@@ -2,8 +2,9 @@
 
 Matched work: CartPole-v1, MLPs of two hidden layers, one update of a batch per environment step, replay of 100,000, the
 first 1,000 steps random and off the clock, nothing logged. PPO trains on rollouts and is measured in environment steps.
-PureJaxRL is no package: --purejaxrl is a checkout of github.com/luchris429/purejaxrl. Its compilation is not on the
-clock: `compile_seconds` holds it. `mflop_per_update` is the arithmetic of one member's update.
+PureJaxRL and CleanRL are no packages: --checkout is the folder of github.com/luchris429/purejaxrl or
+github.com/vwxyzjn/cleanrl. PureJaxRL's compilation is not on the clock: `compile_seconds` holds it. `mflop_per_update`
+is the arithmetic of one member's update.
 """
 
 import argparse
@@ -12,13 +13,16 @@ import importlib.util
 import itertools
 import json
 import sys
+import textwrap
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import torch
+from torch import nn
 
 RANDOM_STEPS, FIRST_UPDATES = 1000, 100  # before the clock starts; the first update of SBX is compiled
 THRESHOLD, EPISODES, EVERY = 475, 10, 2000  # of --learning
@@ -63,7 +67,7 @@ def purejaxrl_dqn(args: argparse.Namespace) -> Fields:
     import jax
 
     jax.tree_map = jax.tree_util.tree_map  # which it calls, and newer versions of JAX lack
-    spec = importlib.util.spec_from_file_location("dqn", args.purejaxrl / "purejaxrl" / "dqn.py")
+    spec = importlib.util.spec_from_file_location("dqn", args.checkout / "purejaxrl" / "dqn.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["dqn"] = module
     spec.loader.exec_module(module)
@@ -166,6 +170,67 @@ def tianshou_discrete_sac(args: argparse.Namespace) -> Fields:
     return {"result": args.steps / (time.perf_counter() - started)}
 
 
+def cleanrl_discrete_sac(args: argparse.Namespace) -> Fields:
+    """Its script for Atari, with MLPs in place of convolutions and without logs; its code makes every update.
+
+    CartPole-v1 has no time limit here: at one, the script reads a key that Gymnasium no longer has.
+    """
+    sys.path.insert(0, str(args.checkout))
+    path = args.checkout / "cleanrl" / "sac_atari.py"
+    definitions, main = path.read_text(encoding="utf-8").split('if __name__ == "__main__":\n')
+    script: dict[str, Any] = {"__name__": "sac_atari", "__file__": str(path)}
+    sys.modules["sac_atari"] = types.ModuleType("sac_atari")  # where tyro looks up the types of its settings
+    exec(compile(definitions, str(path), "exec"), script)
+
+    class SoftQNetwork(nn.Sequential):
+        def __init__(self, envs: Any) -> None:
+            sizes = [envs.single_observation_space.shape[0], *args.hidden, int(envs.single_action_space.n)]
+            layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), nn.ReLU())]
+            super().__init__(*layers[:-1])
+
+    class Actor(SoftQNetwork):
+        def get_action(self, obs: Any) -> Any:
+            return script["original_actor"].get_action(self, 255.0 * obs)  # it divides pixels by 255
+
+    class Buffer(script["ReplayBuffer"]):
+        samples, started = 0, 0.0
+
+        def sample(self, *arguments: Any) -> Any:
+            Buffer.samples += 1
+            if Buffer.samples == FIRST_UPDATES:
+                Buffer.started = time.perf_counter()
+            return super().sample(*arguments)
+
+    class NoWriter:
+        def __init__(self, *arguments: Any) -> None: ...
+
+        add_text = add_scalar = close = __init__
+
+    def make_env(env_id: str, *arguments: Any) -> Callable[[], Any]:
+        return lambda: gym.make(env_id, max_episode_steps=10**9)
+
+    script |= {"original_actor": script["Actor"], "SoftQNetwork": SoftQNetwork, "Actor": Actor, "make_env": make_env}
+    script |= {"ReplayBuffer": Buffer, "SummaryWriter": NoWriter, "print": lambda *words: None}
+    options = {
+        "seed": args.seed,
+        "env-id": args.env,
+        "total-timesteps": RANDOM_STEPS + FIRST_UPDATES + args.steps,
+        "buffer-size": 100_000,
+        "batch-size": args.batch,
+        "learning-starts": RANDOM_STEPS,
+        "update-frequency": 1,
+        "target-network-frequency": 1,
+        "tau": 0.005,
+    }
+    sys.argv = [
+        "sac_atari.py",
+        "--no-cuda",
+        *(word for key, value in options.items() for word in (f"--{key}", str(value))),
+    ]
+    exec(compile(textwrap.dedent(main), str(path), "exec"), script)
+    return {"result": (Buffer.samples - FIRST_UPDATES) / (time.perf_counter() - Buffer.started)}
+
+
 def sb3_ppo_learning(args: argparse.Namespace) -> Fields:
     """PPO with the hyperparameters that rl-baselines3-zoo tuned for CartPole-v1: until it first evaluates at 475."""
     from stable_baselines3 import PPO
@@ -259,6 +324,7 @@ PEERS: dict[str, tuple[Callable[[argparse.Namespace], Fields], str, tuple[int, i
     "purejaxrl_dqn": (purejaxrl_dqn, "jax", DQN),
     "sb3_ppo": (sb3_ppo, "stable-baselines3", None),
     "tianshou_discrete_sac": (tianshou_discrete_sac, "tianshou", DISCRETE_SAC),
+    "cleanrl_discrete_sac": (cleanrl_discrete_sac, "torch", DISCRETE_SAC),
     "sb3_ppo_learning": (sb3_ppo_learning, "stable-baselines3", None),
 }
 
@@ -271,7 +337,7 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--members", type=int, default=1, help="of purejaxrl_dqn, side by side")
-    parser.add_argument("--purejaxrl", type=Path, help="a checkout of it")
+    parser.add_argument("--checkout", type=Path, help="of purejaxrl_dqn and cleanrl_discrete_sac")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     measure, package, passes = PEERS[arguments.peer]
