@@ -77,9 +77,18 @@ def final_returns(config: Config) -> np.ndarray:
 
 def ppo(config: Config, venv: Path) -> np.ndarray:
     """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
-    env, episodes = config.env, config.evaluation.final_episodes
-    numbers = [env.action_bins, config.seeds, config.total_env_steps, episodes]
-    return np.array(from_peer(venv, "ppo_on_bins.py", [env.id, json.dumps(env.kwargs), *map(str, numbers)])["returns"])
+    task = {
+        "library": "stable_baselines3",
+        "agent": "PPO",
+        "env_id": config.env.id,
+        "kwargs": config.env.kwargs,
+        "bins": config.env.action_bins,
+        "env_steps": config.total_env_steps,
+        "episodes": config.evaluation.episodes,
+        "final_episodes": config.evaluation.final_episodes,
+    }
+    seeds = range(config.seed, config.seed + config.seeds)
+    return np.array([from_peer(venv, "agent_on_task.py", [json.dumps(task | {"seed": s})])["final"] for s in seeds])
 
 
 def row(run: str, settings: list[str], returns: np.ndarray) -> Row:

@@ -1,23 +1,26 @@
-"""The results table: every task with its config, the actor-critic beside REINFORCE at the same budget.
+"""The results table: every task with its config and with the defaults, beside REINFORCE and peers at the same budget.
 
-    python benchmarks/suite.py                                   # every task: hours on one core
+    python benchmarks/suite.py                                   # every task: many hours on one core
     python benchmarks/suite.py --tasks cartpole acrobot
-    python benchmarks/suite.py --tasks lunar_lander --seeds 5 --algorithms gumbel_actor_critic
-    python benchmarks/suite.py --tasks ant_bins --sac ../peers stable_baselines3   # SAC too, from that environment
-    python benchmarks/suite.py --tasks ant_bins --algorithms --sac ../peers sbx --set total_env_steps=100000   # alone
+    python benchmarks/suite.py --tasks lunar_lander --seeds 5 --algorithms defaults
+    python benchmarks/suite.py --tasks cartpole --peers ../peers sb3_dqn sb3_ppo   # those too, from that environment
+    python benchmarks/suite.py --tasks ant_bins --algorithms --peers ../peers sbx_sac   # alone
     python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
 
-All seeds of a run are one process, and a run that is done is not repeated: after Ctrl-C the same command resumes. Runs
-lie in runs/, as those of compare.py. Rows go to benchmarks/results/suite.json beside those of earlier commands; all of
-them together make suite.md, suite.png and README's table.
+Seeds count from 2000 on. Settings are chosen on seeds below 1000. All seeds of a run are one process, and a run that is
+done is not repeated: after Ctrl-C the same command resumes. Runs lie in runs/, as those of compare.py. Rows go to
+benchmarks/results/suite.json beside those of earlier commands; all of them together make suite.md, suite.png and
+README's table.
 """
 
 import argparse
+import json
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 if __name__ == "__main__":
@@ -25,6 +28,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
+from gymnasium.spaces import Discrete
 from matplotlib.figure import Figure
 
 from agent.analysis import figures, plan
@@ -38,7 +42,7 @@ from agent.analysis.statistics import (
 )
 from agent.config import Config
 from agent.config_fields import nearest
-from agent.config_loader import load_config
+from agent.config_loader import load_config, yaml_scalar
 from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.tables import number
@@ -47,20 +51,30 @@ from benchmarks.peer_runs import check_venv, from_peer
 from benchmarks.rows import Row, add_rows, commands, into_page, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs import UserError
+from envs.factory import make_single
 from envs.tensor.chain_bandit import ChainBandit
 
 CONFIGS = HERE.parent / "configs"
-OURS, BASELINE, SAC = "gumbel_actor_critic", "reinforce", "sac"
-SAC_LIBRARIES = ("stable_baselines3", "sbx")
+FIRST_SEED = 2000
+OURS, DEFAULTS, BASELINE = "gumbel_actor_critic", "defaults", "reinforce"
+PEERS = {  # library, agent
+    "sb3_dqn": ("stable_baselines3", "DQN"),
+    "sb3_ppo": ("stable_baselines3", "PPO"),
+    "sb3_sac": ("stable_baselines3", "SAC"),
+    "sbx_sac": ("sbx", "SAC"),
+}
+SACS = ("sb3_sac", "sbx_sac")  # which take continuous actions
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
 
 
-HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum is
-given. IQM over seeds [95 % bootstrap interval]; P(better): how likely a seed of the actor-critic ends above one of
-REINFORCE at the same budget. SAC takes continuous actions on the same environments, with its library's defaults; where
-it ran for fewer steps, ours is that of the last evaluation until then. Curves: `suite.png`. Wall times include
-evaluations, and waiting for whatever else the machine did. Each row is `python train.py configs/<task>.yaml seeds=N
-compile=true`."""
+HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum
+is given. IQM over seeds [95 % bootstrap interval], the worst seed, and how many failed, that is ended below the goal of
+the worst. Tuned: `configs/<task>.yaml`. Defaults: the task and its number of steps alone. Their score is 0 for random
+actions and 1 for the tuned config. DQN and PPO: Stable-Baselines3's with their defaults at the same steps; DQN takes
+one `Discrete` action only. SAC takes continuous actions on the same environments, with its library's defaults; where it
+ran for fewer steps, ours is that of the last evaluation until then. P(better): how likely a seed with the config ends
+above one of REINFORCE. Curves: `suite.png`. Wall times include evaluations, and waiting for whatever else the machine
+did."""
 
 
 class BanditModel:
@@ -77,35 +91,48 @@ class BanditModel:
     def optimum(self) -> float:
         return self.bandit.optimum()
 
+    def random(self) -> float:
+        return self.bandit.random_value()
+
 
 @dataclass(frozen=True)
 class Task:
     """A row of the table: configs/<name>.yaml, and what it should reach."""
 
     goal: float | None = None  # of the IQM over seeds; none: SAC's on the same environment
-    worst_goal: float = -math.inf  # of the worst seed
+    worst_goal: float = -math.inf  # a seed that ends below has failed
+    random: float | None = None  # return of uniformly random actions; none: of the model
     seeds: int = 10
     model: Callable[[], Model | BanditModel] | None = None  # where returns can be worked out instead of sampled
+
+    def random_return(self) -> float | None:
+        return self.model().random() if self.model else self.random
 
 
 def toy_text(env_id: str) -> Callable[[], Model]:
     return lambda: toy_text_model(env_id, max_episode_steps=200)
 
 
+def bandit(name: str) -> Callable[[], BanditModel]:
+    return lambda: BanditModel(str(CONFIGS / f"{name}.yaml"))
+
+
 TASKS = {
-    "cartpole": Task(475, 475),
-    "acrobot": Task(-75, -100),
-    "mountain_car": Task(-101, -115),
-    "lunar_lander": Task(270, 230),
-    "taxi": Task(7.85, model=toy_text("Taxi-v4")),
-    "cliff_walking": Task(-13.13, model=toy_text("CliffWalking-v1")),
-    "frozen_lake": Task(0.8847, model=toy_text("FrozenLake8x8-v1")),
-    "blackjack": Task(-0.0435, model=blackjack_model),
-    "bipedal_walker_bins": Task(300, seeds=5),
+    "cartpole": Task(475, 475, random=22.2),
+    "acrobot": Task(-72, -100, random=-497.4),
+    "mountain_car": Task(-98, -115, random=-200.0),
+    "lunar_lander": Task(275, 250, random=-184.4),
+    "taxi": Task(7.85, 7.0, model=toy_text("Taxi-v4")),
+    "cliff_walking": Task(-13.13, -17.0, model=toy_text("CliffWalking-v1")),
+    "frozen_lake": Task(0.8847, 0.8, model=toy_text("FrozenLake8x8-v1")),
+    "blackjack": Task(-0.0435, -0.05, model=blackjack_model),
+    "bipedal_walker_bins": Task(300, 250, random=-123.5, seeds=5),
     "half_cheetah_bins": Task(seeds=5),
     "walker2d_bins": Task(seeds=5),
     "ant_bins": Task(seeds=5),
-    "chain_bandit_1e8": Task(4.914, model=lambda: BanditModel(str(CONFIGS / "chain_bandit_1e8.yaml"))),
+    "chain_bandit": Task(4.35, 4.0, model=bandit("chain_bandit")),
+    "chain_bandit_1e8": Task(4.914, 4.5, model=bandit("chain_bandit_1e8")),
+    "k_cartpole": Task(475, 100, random=13.0),
 }
 
 
@@ -119,8 +146,15 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="*", default=list(TASKS), choices=list(TASKS), metavar="TASK", help="of the table"
     )
-    parser.add_argument("--algorithms", nargs="*", default=[OURS, BASELINE], choices=[OURS, BASELINE], metavar="NAME")
-    parser.add_argument("--sac", nargs=2, metavar=("VENV", "LIBRARY"), help="SAC too: stable_baselines3 or sbx")
+    parser.add_argument(
+        "--algorithms",
+        nargs="*",
+        default=[OURS, DEFAULTS, BASELINE],
+        choices=[OURS, DEFAULTS, BASELINE],
+        metavar="NAME",
+        help=f"{OURS} and {BASELINE} with the task's config, {DEFAULTS}: without it",
+    )
+    parser.add_argument("--peers", nargs="+", metavar=("VENV", "PEER"), help=f"PEERs too: {', '.join(PEERS)}")
     parser.add_argument("--seeds", type=int, metavar="N", help="of each run; default: the table's")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
     parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figure and numbers")
@@ -129,17 +163,21 @@ def parse() -> argparse.Namespace:
 
 
 def measure(args: argparse.Namespace) -> None:
-    if args.sac:
-        check_sac(args.sac[1], Path(args.sac[0]), args.tasks)
+    peers = check_peers(*args.peers) if args.peers else []
     configs = {
         (task, algorithm): config_of(task, algorithm, args) for task in args.tasks for algorithm in args.algorithms
     }
-    plan.train_missing(list(configs.values()), train, print)
-    new = [row(task, algorithm, config) for (task, algorithm), config in configs.items()]
-    rows = add_rows(args.out / "suite.json", new, ("task", "algorithm")) if new else read_rows(args.out / "suite.json")
-    for task in args.tasks if args.sac else ():
-        new = [sac_row(task, config_of(task, OURS, args), Path(args.sac[0]), args.sac[1])]
-        rows = add_rows(args.out / "suite.json", new, ("task", "algorithm"))
+    path = args.out / "suite.json"
+    rows = read_rows(path)
+    for (task, algorithm), config in configs.items():
+        plan.train_missing([config], train, print)
+        rows = add_rows(path, [row(task, algorithm, config)], ("task", "algorithm"))
+    for task in args.tasks:
+        for peer in peers:
+            if not takes(peer, config := config_of(task, OURS, args)):
+                print(f"{peer} is left out on {task}: it does not take these actions")
+                continue
+            rows = add_rows(path, [peer_row(task, config, Path(args.peers[0]), peer)], ("task", "algorithm"))
     table = results_table(rows)
     (args.out / "suite.md").write_text(details(table, rows))
     into_page(args.readme, MARKS, table)
@@ -148,8 +186,20 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def config_of(task: str, algorithm: str, args: argparse.Namespace) -> Config:
-    settings = [f"algorithm={algorithm}", "wandb.mode=disabled", *args.set]
-    return plan.plan(str(CONFIGS / f"{task}.yaml"), {}, args.seeds or TASKS[task].seeds, settings)[0]
+    file, seeds = str(CONFIGS / f"{task}.yaml"), args.seeds or TASKS[task].seeds
+    settings = [f"seed={FIRST_SEED}", f"seeds={seeds}", "wandb.mode=disabled", *args.set]
+    if algorithm != DEFAULTS:
+        return plan.plan(file, {}, None, [f"algorithm={algorithm}", *settings])[0]
+    config = load_config(None, [*task_alone(load_config(file, [])), *settings])
+    return config.model_copy(update={"run_dir": str(plan.run_folder(f"{task}_defaults", config))})
+
+
+def task_alone(config: Config) -> list[str]:
+    """The settings that say what is to be learned, none that says how."""
+    env = config.env
+    settings = {"env.id": env.id, "env.kwargs": env.kwargs, "env.action_bins": env.action_bins}
+    settings["total_env_steps"] = config.total_env_steps
+    return [f"{key}={yaml_scalar(value)}" for key, value in settings.items() if value]
 
 
 def row(task: str, algorithm: str, config: Config) -> Row:
@@ -162,6 +212,7 @@ def row(task: str, algorithm: str, config: Config) -> Row:
         "algorithm": algorithm,
         "env_id": entry.env_id,
         "env_steps": entry.env_steps,
+        "first_seed": config.seed,
         "returns": returns.tolist(),
         "curve_env_steps": curves[0].env_steps.tolist(),
         "curve_returns": [curve.returns.tolist() for curve in curves],
@@ -169,34 +220,62 @@ def row(task: str, algorithm: str, config: Config) -> Row:
     }
 
 
-def check_sac(library: str, venv: Path, tasks: Sequence[str]) -> None:
+def check_peers(venv: str, *names: str) -> tuple[str, ...]:
     """Before anything is trained."""
-    check_venv(venv)
-    if library not in SAC_LIBRARIES:
-        raise UserError(f"--sac: no library '{library}'{nearest(library, SAC_LIBRARIES)}; {' or '.join(SAC_LIBRARIES)}")
-    with_bins = [task for task in TASKS if load_config(str(CONFIGS / f"{task}.yaml"), []).env.action_bins]
-    if without := [task for task in tasks if task not in with_bins]:
-        raise UserError(f"--sac: {', '.join(without)}: no continuous actions; give --tasks of {', '.join(with_bins)}")
+    check_venv(Path(venv))
+    for name in names:
+        if name not in PEERS:
+            raise UserError(f"--peers: no peer '{name}'{nearest(name, PEERS)}; choose from {', '.join(PEERS)}")
+    if not names:
+        raise UserError(f"--peers {venv}: no peer is named; choose from {', '.join(PEERS)}")
+    return names
 
 
-def sac_row(task: str, config: Config, venv: Path, library: str) -> Row:
+def takes(peer: str, config: Config) -> bool:
+    """Whether the peer has actions of this kind: SAC a Box, DQN one Discrete, PPO any."""
+    if peer in SACS:
+        return config.env.action_bins is not None
+    return peer != "sb3_dqn" or isinstance(make_single(config.env.id, kwargs=config.env.kwargs).action_space, Discrete)
+
+
+def peer_row(task: str, config: Config, venv: Path, peer: str) -> Row:
     """Of as many seeds and steps as the config has."""
-    env_id, evaluation = config.env.id, config.evaluation
-    numbers = [str(n) for n in (config.total_env_steps, evaluation.episodes, evaluation.final_episodes)]
-    seeds = [str(config.seed + i) for i in range(config.seeds)]
-    runs = [from_peer(venv, "sac_on_box.py", [library, env_id, seed, *numbers]) for seed in seeds]
-    env_steps, returns = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
+    env, evaluation, model = config.env, config.evaluation, TASKS[task].model
+    states = None if model is None else states_of(exact := model())
+    spec = {
+        "library": PEERS[peer][0],
+        "agent": PEERS[peer][1],
+        "env_id": env.id,
+        "kwargs": env.kwargs,
+        "bins": None if peer in SACS else env.action_bins,
+        "env_steps": config.total_env_steps,
+        "episodes": evaluation.episodes,
+        "final_episodes": evaluation.final_episodes,
+        "states": states,
+    }
+    seeds = range(config.seed, config.seed + config.seeds)
+    runs = [from_peer(venv, "agent_on_task.py", [json.dumps(spec | {"seed": seed})]) for seed in seeds]
+    env_steps, curves = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
+    returns = [run["final"] if states is None else exact.value_of(np.array(run["actions"])) for run in runs]
     return {
         "task": task,
-        "algorithm": SAC,
+        "algorithm": peer,
         "library": runs[0]["version"],
-        "env_id": env_id,
+        "env_id": env.id,
         "env_steps": config.total_env_steps,
-        "returns": [run["final"] for run in runs],
+        "first_seed": config.seed,
+        "returns": returns,
         "curve_env_steps": env_steps[0].tolist(),
-        "curve_returns": returns.tolist(),
+        "curve_returns": curves.tolist(),
         "wall_seconds": round(sum(run["seconds"] for run in runs)),
     }
+
+
+def states_of(model: Model | BanditModel) -> list[Any]:
+    """Its observations, one after the other."""
+    if isinstance(model.obs, tuple):
+        return np.stack(model.obs, 1).tolist()
+    return list(model.obs.tolist())
 
 
 def exact_returns(model: Model | BanditModel, run: Path) -> np.ndarray:
@@ -208,35 +287,58 @@ def exact_returns(model: Model | BanditModel, run: Path) -> np.ndarray:
 
 
 def results_table(rows: Sequence[Row]) -> str:
-    """Markdown: a row per task, the baseline in it where it was run."""
+    """Markdown: a row per task that was run with its config or with the defaults."""
     lines = [
-        "| environment | steps a seed | seeds | actor-critic | worst seed | goal (worst) | REINFORCE | P(better) |",
-        "|---|---|---|---|---|---|---|---|",
+        "| environment | steps | tuned | goal (worst) | defaults | score | DQN | PPO | REINFORCE | P(better) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, task in TASKS.items():
         of = {row["algorithm"]: row for row in rows if row["task"] == name}
-        if OURS not in of:
+        ours = of.get(OURS) or of.get(DEFAULTS)
+        if ours is None:
             continue
-        returns = np.array(of[OURS]["returns"])
         best = f" (optimum {number(task.model().optimum())})" if task.model else ""
+        sac = next((of[peer] for peer in SACS if peer in of), None)
         cells = [
-            f"[{of[OURS]['env_id']}](configs/{name}.yaml)",
-            f"{of[OURS]['env_steps']:,}",
-            str(len(returns)),
-            with_interval(returns) + best,
-            number(returns.min()),
-            beside_sac(of[OURS], of.get(SAC)) if task.goal is None else verdict(task.goal, task.worst_goal, returns),
-            *against(returns, of.get(BASELINE)),
+            f"[{ours['env_id']}](configs/{name}.yaml)" + best,
+            f"{ours['env_steps']:,}",
+            of_seeds(of.get(OURS), task),
+            (beside_sac(ours, sac) if task.goal is None else verdict(task, of.get(OURS))),
+            of_seeds(of.get(DEFAULTS), task),
+            score(of, task),
+            *(of_seeds(of.get(peer), task) for peer in ("sb3_dqn", "sb3_ppo", BASELINE)),
+            better(ours, of.get(BASELINE)),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def verdict(goal: float, worst_goal: float, returns: np.ndarray) -> str:
+def of_seeds(row: Row | None, task: Task) -> str:
+    """IQM and interval, the worst seed, how many failed."""
+    if row is None:
+        return ""
+    returns = np.array(row["returns"])
+    failed = f", {(returns < task.worst_goal).sum()} of {len(returns)} failed" if math.isfinite(task.worst_goal) else ""
+    return f"{with_interval(returns)}, worst {number(returns.min())}{failed}"
+
+
+def verdict(task: Task, ours: Row | None) -> str:
     """The goals, and whether they are met."""
-    worst = f" ({number(worst_goal)})" if math.isfinite(worst_goal) else ""
-    is_met = iqm(returns) >= goal and returns.min() >= worst_goal
-    return f"{number(goal)}{worst}, {'met' if is_met else 'missed'}"
+    worst = f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else ""
+    if ours is None or task.goal is None:
+        return f"{number(task.goal)}{worst}"
+    is_met = iqm(np.array(ours["returns"])) >= task.goal and min(ours["returns"]) >= task.worst_goal
+    return f"{number(task.goal)}{worst}, {'met' if is_met else 'missed'}"
+
+
+def score(of: Mapping[str, Row], task: Task) -> str:
+    """Of the defaults' IQM, and of their worst seed: 0 for random actions, 1 for the tuned config's IQM."""
+    random = task.random_return()
+    if random is None or not {OURS, DEFAULTS} <= of.keys():
+        return ""
+    tuned, returns = float(iqm(np.array(of[OURS]["returns"]))), np.array(of[DEFAULTS]["returns"])
+    typical, worst = ((value - random) / (tuned - random) for value in (float(iqm(returns)), returns.min()))
+    return f"{typical:.2f}, worst {worst:.2f}"
 
 
 def beside_sac(ours: Row, sac: Row | None) -> str:
@@ -258,23 +360,23 @@ def with_interval(returns: np.ndarray) -> str:
     return f"{number(float(iqm(returns)))} [{number(interval.low)}, {number(interval.high)}]"
 
 
-def against(returns: np.ndarray, baseline: Row | None) -> tuple[str, str]:
-    """The baseline's return, and how likely a seed of ours ends above one of its."""
+def better(ours: Row, baseline: Row | None) -> str:
+    """How likely a seed of ours ends above one of the baseline's."""
     if baseline is None:
-        return "not run", ""
-    theirs = np.array(baseline["returns"])
+        return ""
+    returns, theirs = np.array(ours["returns"]), np.array(baseline["returns"])
     interval = bootstrap_probability_of_improvement(returns, theirs)
-    probability = probability_of_improvement(returns, theirs)
-    return with_interval(theirs), f"{probability:.2f} [{interval.low:.2f}, {interval.high:.2f}]"
+    return f"{probability_of_improvement(returns, theirs):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
 def details(table: str, rows: Sequence[Row]) -> str:
     """suite.md: the table, every seed, and what made it."""
-    seeds = ["| environment | algorithm | seed by seed | wall time |", "|---|---|---|---|"]
+    seeds = ["| environment | algorithm | seeds | seed by seed | wall time |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"])):
         made_by = f"{row['algorithm']} ({row['library']})" if "library" in row else row["algorithm"]
         returns = " ".join(map(number, row["returns"]))
-        seeds.append(f"| {row['env_id']} | {made_by} | {returns} | {row['wall_seconds']} s |")
+        first, last = row["first_seed"], row["first_seed"] + len(row["returns"]) - 1
+        seeds.append(f"| {row['env_id']} | {made_by} | {first} to {last} | {returns} | {row['wall_seconds']} s |")
     text = [
         f"# Results\n\n{HOW_MEASURED}\n",
         table.replace("](configs", "](../../configs"),
@@ -296,7 +398,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for name, axes in zip(names, grid.flat, strict=False):
-        for i, algorithm in enumerate((OURS, BASELINE, SAC)):
+        for i, algorithm in enumerate((OURS, DEFAULTS, BASELINE, *PEERS)):
             for row in (row for row in rows if (row["task"], row["algorithm"]) == (name, algorithm)):
                 curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
                 figures.draw_curve(axes, algorithm, curve, figures.style(i), band_alpha=0.25)

@@ -144,9 +144,10 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     )
     table, text = (out / "suite.md").read_text(), readme.read_text()
     assert text.startswith(f"before\n{MARKS[0]}\n|") and text.endswith(f"|\n{MARKS[1]}\nafter\n")
-    assert "| [Blackjack-v1](configs/blackjack.yaml) | 416 | 2 | " in text and "optimum -0.043" in text
-    assert "](configs/chain_bandit_1e8.yaml) | 416 | 2 | " in text and "optimum 5.17" in text
-    assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | -" in table
+    assert "| [Blackjack-v1](configs/blackjack.yaml) (optimum -0.0431) | 416 | -" in text and " of 2 failed | " in text
+    assert "](configs/chain_bandit_1e8.yaml) (optimum 5.17) | 416 | " in text
+    assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | 2000 to 2001 | -" in table
+    assert "| Blackjack-v1 | defaults | 2000 to 2001 | -" in table
     assert (out / "suite.png").stat().st_size > 10_000
 
 
@@ -159,49 +160,80 @@ def test_sac_is_compared_after_as_many_steps_as_it_had() -> None:
     assert suite.beside_sac(ours, None) == "SAC's, not run"
 
 
-def test_a_row_of_sac_holds_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_know_the_task_alone() -> None:
+    settings = suite.task_alone(load_config("configs/half_cheetah_bins.yaml", []))
+    assert settings == ["env.id=HalfCheetah-v5", "env.action_bins=3", "total_env_steps=300000"]
+
+
+def test_a_row_of_a_peer_holds_every_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def peer(venv: Path, script: str, arguments: list[str]) -> dict:
-        library, env_id, seed, steps, *episodes = arguments
-        assert (venv, script, library, env_id, episodes) == (Path("v"), "sac_on_box.py", "sbx", "Ant-v5", ["10", "100"])
-        curve, final = [[int(steps) // 2, 1.0], [int(steps), 10.0 + int(seed)]], 20.0 + int(seed)
+        task = json.loads(arguments[0])
+        assert (venv, script, task["library"], task["agent"]) == (Path("v"), "agent_on_task.py", "sbx", "SAC")
+        assert (task["env_id"], task["bins"], task["states"], task["final_episodes"]) == ("Ant-v5", None, None, 100)
+        steps, seed = task["env_steps"], task["seed"]
+        curve, final = [[steps // 2, 1.0], [steps, 10.0 + seed]], 20.0 + seed
         return {"curve": curve, "final": final, "seconds": 2.0, "version": "sbx 1"}
 
     monkeypatch.setattr(suite, "from_peer", peer)
     config = load_config("configs/ant_bins.yaml", ["seeds=2", "seed=3", "total_env_steps=400"])
-    row = suite.sac_row("ant_bins", config, Path("v"), "sbx")
+    row = suite.peer_row("ant_bins", config, Path("v"), "sbx_sac")
     assert row["returns"] == [23.0, 24.0] and row["curve_returns"] == [[1.0, 13.0], [1.0, 14.0]]
-    assert row["curve_env_steps"] == [200, 400]
+    assert row["curve_env_steps"] == [200, 400] and row["first_seed"] == 3
     assert row["env_steps"] == 400 and row["wall_seconds"] == 4
 
 
-def test_tables_and_figure_show_sac_beside_its_tasks(tmp_path: Path) -> None:
+def test_a_peers_return_is_worked_out_where_ours_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def peer(venv: Path, script: str, arguments: list[str]) -> dict:
+        states = json.loads(arguments[0])["states"]
+        assert len(states) == 370 and states[0] == [4, 1, 0]
+        return {"curve": [[1, 0.0]], "final": 9.0, "seconds": 2.0, "version": "x", "actions": [0] * len(states)}
+
+    monkeypatch.setattr(suite, "from_peer", peer)
+    config = load_config("configs/blackjack.yaml", ["seeds=1"])
+    (value,) = suite.peer_row("blackjack", config, Path("v"), "sb3_dqn")["returns"]
+    assert value == pytest.approx(suite.blackjack_model().value_of(np.zeros(370, int))) and value < 0
+
+
+def test_peers_take_the_actions_that_they_can() -> None:
+    cartpole, ant = (load_config(f"configs/{name}.yaml", []) for name in ("cartpole", "ant_bins"))
+    assert [suite.takes(peer, cartpole) for peer in suite.PEERS] == [True, True, False, False]
+    assert [suite.takes(peer, ant) for peer in suite.PEERS] == [False, True, True, True]
+
+
+def test_scores_lie_between_random_actions_and_the_config() -> None:
+    of = {"gumbel_actor_critic": {"returns": [475.0]}, "defaults": {"returns": [400.0, 250.0]}}
+    assert suite.score(of, suite.Task(random=25.0)) == "0.67, worst 0.50"
+    assert suite.score({"defaults": of["defaults"]}, suite.Task(random=25.0)) == ""
+
+
+def test_tables_and_figure_show_peers_beside_their_tasks(tmp_path: Path) -> None:
     origin = {"date": "today", "command": "python x", "versions": "y"}
     curve = {"curve_env_steps": [150, 300], "curve_returns": [[1.0, 2.0]], "wall_seconds": 1, **origin}
-    ant = {"task": "ant_bins", "env_id": "Ant-v5", "env_steps": 300, **curve}
+    ant = {"task": "ant_bins", "env_id": "Ant-v5", "env_steps": 300, "first_seed": 0, **curve}
     rows = [ant | {"algorithm": "gumbel_actor_critic", "returns": [2.0]}]
-    assert "| 2.00 | SAC's, not run | not run |" in suite.results_table(rows)
-    rows.append(ant | {"algorithm": "sac", "library": "sbx 1", "returns": [4.0]})
+    assert "worst 2.00 | SAC's, not run |" in suite.results_table(rows)
+    rows.append(ant | {"algorithm": "sbx_sac", "library": "sbx 1", "returns": [4.0]})
     table = suite.results_table(rows)
-    assert "| 2.00 | SAC's 4.00 (1 seed), missed | not run |" in table
-    assert "| Ant-v5 | sac (sbx 1) | 4.00 | 1 s |" in suite.details(table, rows)
+    assert "worst 2.00 | SAC's 4.00 (1 seed), missed |" in table
+    assert "| Ant-v5 | sbx_sac (sbx 1) | 0 to 0 | 4.00 | 1 s |" in suite.details(table, rows)
     suite.draw(rows, tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize(
-    ("venv", "library", "message"),
+    ("peers", "message"),
     [
-        ("nowhere", "sbx", "nowhere: no virtual environment there"),
-        (sys.prefix, "stable-baselines3", "no library 'stable-baselines3'; did you mean 'stable_baselines3'?"),
-        (sys.prefix, "sbx", "--sac: cartpole: no continuous actions; give --tasks of bipedal_walker_bins, "),
+        (["nowhere", "sb3_dqn"], "nowhere: no virtual environment there"),
+        ([sys.prefix, "sb3-dqn"], "--peers: no peer 'sb3-dqn'; did you mean 'sb3_dqn'?"),
+        ([sys.prefix], "no peer is named; choose from sb3_dqn, "),
     ],
 )
-def test_mistakes_about_sac_are_told_before_anything_is_trained(
-    venv: str, library: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_mistakes_about_peers_are_told_before_anything_is_trained(
+    peers: list[str], message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     trained: list[object] = []
     monkeypatch.setattr(suite.plan, "train_missing", lambda *arguments: trained.append(arguments))
-    options = ["--tasks", "cartpole", "ant_bins", "--sac", venv, library, "--out", str(tmp_path)]
+    options = ["--tasks", "cartpole", "ant_bins", "--peers", *peers, "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["suite.py", *options])
     with pytest.raises(UserError, match=re.escape(message)):
         suite.measure(suite.parse())
