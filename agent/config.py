@@ -1,8 +1,9 @@
 """Every setting of a run: typed, validated, documented."""
 
 import itertools
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -27,6 +28,7 @@ from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
 MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
+TOTAL_ENV_STEPS = 50_000
 ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
@@ -120,7 +122,7 @@ class EnvSettings(Section):
 
 
 class EnvConfig(EnvSettings):
-    num_envs: int = Field(1, ge=1, description="environments of each member, stepped side by side")
+    num_envs: int = Field(4, ge=1, description="environments of each member, stepped side by side")
 
 
 class ScheduleConfig(Section):
@@ -322,6 +324,21 @@ class WandbConfig(Section):
     tags: list[str] = Field([], description="W&B tags")
 
 
+def updates_of_the_budget(given: Mapping[str, Any]) -> float:
+    """So that a run of twice the steps makes sqrt(2) times the updates."""
+    total = given.get("total_env_steps", TOTAL_ENV_STEPS)
+    return round(min(1.0, math.sqrt(TOTAL_ENV_STEPS / total)), 3)
+
+
+def warm_up_of_the_budget(given: Mapping[str, Any]) -> int:
+    total = given.get("total_env_steps", TOTAL_ENV_STEPS)
+    return max(1, min(total // 20, 5000))
+
+
+def persistence_of_the_environments(given: Mapping[str, Any]) -> float | list[float]:
+    return [0.5, 0.95] if "env" in given and given["env"].num_envs > 1 else 0.7
+
+
 class Config(Section):
     algorithm: str = Field(
         "gumbel_actor_critic",
@@ -352,7 +369,7 @@ class Config(Section):
         json_schema_extra=NOT_LEARNING,
     )
     total_env_steps: int = Field(
-        50_000, ge=1, description="environment steps of each member, over all its environments"
+        TOTAL_ENV_STEPS, ge=1, description="environment steps of each member, over all its environments"
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto",
@@ -391,7 +408,7 @@ class Config(Section):
         gt=0,
         description="learn from rewards clipped to [-clip_reward, clip_reward]; returns are reported as they are",
     )
-    gamma: float = Field(0.99, ge=0, lt=1, description="discount per environment step", json_schema_extra=PER_MEMBER)
+    gamma: float = Field(0.997, ge=0, lt=1, description="discount per environment step", json_schema_extra=PER_MEMBER)
     max_grad_norm: float = Field(10.0, gt=0, description="largest L2 norm of each network's gradient, per member")
 
     learning_rate: float = Field(
@@ -413,16 +430,21 @@ class Config(Section):
         128, ge=1, description="transitions of an update, per member", json_schema_extra=ACTOR_CRITIC
     )
     updates_per_step: float = Field(
-        1.0, gt=0, description="gradient updates per environment step of a member", json_schema_extra=ACTOR_CRITIC
+        default_factory=updates_of_the_budget,
+        gt=0,
+        description="gradient updates per environment step of a member; left out: 1, in runs of more than 50,000 steps "
+        "sqrt(50,000 / total_env_steps)",
+        json_schema_extra=ACTOR_CRITIC,
     )
     learning_starts: int = Field(
-        1000,
+        default_factory=warm_up_of_the_budget,
         ge=1,
-        description="environment steps with random actions before the first update",
+        description="environment steps with random actions before the first update; left out: 5 % of "
+        "total_env_steps, at most 5,000",
         json_schema_extra=ACTOR_CRITIC,
     )
     replay_capacity: int = Field(
-        100_000,
+        1_000_000,
         ge=2,
         description="slots of the replay of each member: a step takes one, the end of an episode another, or as many "
         "as an observation stacks frames; no more are made than the run can fill",
@@ -441,9 +463,10 @@ class Config(Section):
     noise_persistence: Annotated[
         float | list[float], Pair(float, "of a member's first environment, of its last", ge=0, lt=1)
     ] = Field(
-        0.5,
+        default_factory=persistence_of_the_environments,
         description="probability rho of keeping the Gumbel noise for one more step; or [of a member's first "
-        "environment, of its last]: between them 1 / (1 - rho) grows geometrically",
+        "environment, of its last]: between them 1 / (1 - rho) grows geometrically; left out: [0.5, 0.95], with "
+        "env.num_envs=1 0.7",
         json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
     )
     estimator: EstimatorConfig = Field(EstimatorConfig(), json_schema_extra=ACTOR_CRITIC)

@@ -18,6 +18,7 @@ from agent.config_fields import ConfigError, allowed_in, closest, nearest
 
 MISSING = object()
 SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today
+FIRST_OF_OLD = {"noise_persistence": 0.5, "n_step": 3}  # their defaults when those keys were
 GONE = {"frame_stack": "the replay finds stacked frames itself"}  # keys of old without one of today: why
 GONE_DEFAULTS = {"frame_stack": 1}  # which every config.yaml of old holds
 
@@ -57,8 +58,7 @@ def with_new_keys(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, 
         if old not in found:
             continue
         last = found.pop(old)
-        default = Config.model_fields[new].default
-        found[new] = with_second(found.get(new, default), last)
+        found[new] = with_second(found.get(new, FIRST_OF_OLD[new]), last)
         sweep = found.get("sweep")
         if isinstance(sweep, dict) and isinstance(sweep.get(new), list):
             found["sweep"] = sweep | {new: [with_second(value, last) for value in sweep[new]]}
@@ -103,8 +103,9 @@ def validate(values: dict[str, Any], locate: Callable[[str], str]) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        faults = [describe(fault, locate) for fault in error.errors()]
-        raise ConfigError("\n".join(faults)) from None
+        # a default that follows from other settings is not worked out where one of them is at fault
+        faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
+        raise ConfigError("\n".join(describe(fault, locate) for fault in faults)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -196,12 +197,12 @@ def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by their dotted keys, with defaults where one is missing. Unknown keys are left out."""
     values, _ = with_new_keys(values)
-    found = {}
+    found: dict[str, Any] = {}
     for key, field in settings():
         value: Any = values
         for part in key.split("."):
             value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
-        default = None if field.is_required() else field.get_default(call_default_factory=True)
+        default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data=found)
         found[key] = default if value is MISSING else value
     return found
 
@@ -272,13 +273,19 @@ def help_text() -> str:
     """Every setting with its default, meaning and what is allowed, as lines for --help."""
     lines = ["settings (key = default: meaning; * may differ between members, see sweep):"]
     for key, field in settings():
-        default = "required" if field.is_required() else yaml_scalar(field.get_default(call_default_factory=True))
+        default = "required" if field.is_required() else default_of(field)
         mark = "*" if is_per_member(field) else " "
         lines.append(f" {mark} {key} = {default}")
         lines += textwrap.wrap(
             f"{field.description}{allowed_values(field)}", 100, initial_indent=8 * " ", subsequent_indent=8 * " "
         )
     return "\n".join(lines)
+
+
+def default_of(field: FieldInfo) -> str:
+    if field.default_factory_takes_validated_data:
+        return "of other settings"
+    return yaml_scalar(field.get_default(call_default_factory=True))
 
 
 def yaml_scalar(value: Any) -> str:

@@ -144,7 +144,7 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     )
     table, text = (out / "suite.md").read_text(), readme.read_text()
     assert text.startswith(f"before\n{MARKS[0]}\n|") and text.endswith(f"|\n{MARKS[1]}\nafter\n")
-    assert "| [Blackjack-v1](configs/blackjack.yaml) (optimum -0.0431) | 416 | -" in text and " of 2 failed | " in text
+    assert "| [Blackjack-v1](configs/blackjack.yaml) (optimum -0.0431) | 416 | -" in text and "/2 failed | " in text
     assert "](configs/chain_bandit_1e8.yaml) (optimum 5.17) | 416 | " in text
     assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | 2000 to 2001 | -" in table
     assert "| Blackjack-v1 | defaults | 2000 to 2001 | -" in table

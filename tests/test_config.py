@@ -132,7 +132,7 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
     ],
 )
 def test_error_says_where_what_and_what_is_allowed(override: str, message: str) -> None:
-    overrides = [*CARTPOLE, override] + (["estimator.name=exact"] if "joint" in override else [])
+    overrides = [*CARTPOLE, "env.num_envs=1", override] + (["estimator.name=exact"] if "joint" in override else [])
     with pytest.raises(ConfigError) as error:
         load_config(None, overrides)
     assert message in str(error.value)
@@ -214,7 +214,7 @@ def test_pairs_are_swept_like_numbers(tmp_path: Path) -> None:
     config = load_config(None, [*CARTPOLE, "env.num_envs=2", sweep])
     assert config.per_member_pairs("n_step") == [(3, 3), (3, 1), (3, 3), (3, 1)]
     assert config.per_member_pairs("noise_persistence") == [(0, 0), (0, 0), (0.5, 0.95), (0.5, 0.95)]
-    assert config.per_member_pairs("gamma") == [(0.99, 0.99)] * 4
+    assert config.per_member_pairs("gamma") == [(0.997, 0.997)] * 4
     assert [member.settings for member in config.members()][1:3] == [
         {"noise_persistence": 0.0, "n_step": [3, 1]},
         {"noise_persistence": [0.5, 0.95], "n_step": 3},
@@ -351,3 +351,14 @@ def test_what_is_known_of_a_section_holds_for_its_settings() -> None:
 def test_an_algorithm_of_your_own_may_read_every_setting() -> None:
     assert all(is_read_by("my_package:Dqn", key) for key, _ in settings())
     assert not any(is_read_by(name, "algorithm_kwargs") for name in ALGORITHMS)
+
+
+@pytest.mark.parametrize(
+    ("total", "updates_per_step", "learning_starts"),
+    [(10_000, 1.0, 500), (50_000, 1.0, 2500), (200_000, 0.5, 5000), (1_000_000, 0.224, 5000), (10, 1.0, 1)],
+)
+def test_updates_and_warm_up_follow_from_the_budget(total: int, updates_per_step: float, learning_starts: int) -> None:
+    config = load_config(None, ["env.id=CartPole-v1", f"total_env_steps={total}"])
+    assert (config.updates_per_step, config.learning_starts) == (updates_per_step, learning_starts)
+    again = load_config(None, ["env.id=CartPole-v1", f"total_env_steps={total}", "updates_per_step=0.3"])
+    assert (again.updates_per_step, again.learning_starts) == (0.3, learning_starts)

@@ -41,7 +41,7 @@ def found(folder: Path, *terms: str) -> list[str]:
         (["total_env_steps>=3000"], ["b", "c", "d", "d"]),
         (["total_env_steps<3000"], ["a"]),
         (["total_env_steps>1000", "total_env_steps <= 3000"], ["b"]),
-        (["gamma=0.99", "env.id=Acrobot-v1"], ["c"]),
+        (["gamma=0.997", "env.id=Acrobot-v1"], ["c"]),
         (["hidden_sizes=[8]"], ["c"]),
         (["tau.start=2", "env.id=CartPole-v1"], ["d"]),
         (["env.kwargs.x!=1", "algorithm=reinforce"], ["a"]),

@@ -163,10 +163,10 @@ def test_alpha_stays_within_its_limits(generator: Generator) -> None:
 
 
 def test_tau_anneals_and_does_not_change_the_drawn_actions() -> None:
-    agent = make_agent("tau.schedule=linear", "tau.start=2", "tau.end=1", "tau.fraction=1")
+    agent = make_agent("tau.schedule=linear", "tau.start=2", "tau.end=1", "tau.fraction=1", "env.num_envs=1")
     assert agent.schedules(torch.tensor(0.5)).tau.item() == 1.5
     obs = torch.randn(1, 1, 4)
-    other = make_agent("tau.start=0.01")
+    other = make_agent("tau.start=0.01", "env.num_envs=1")
     actions = [[a.act(obs).item() for _ in range(20)] for a in (agent, other)]
     assert actions[0] == actions[1]
 

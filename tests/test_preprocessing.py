@@ -142,7 +142,7 @@ def test_the_learner_sees_clipped_rewards_and_statistics_do_not(
     monkeypatch.setattr("gymnasium.registry", registered := gymnasium.registry.copy())
     monkeypatch.setattr("gymnasium.envs.registration.registry", registered)
     gymnasium.register("Scripted-v0", "scripted_env:ScriptedEnv")
-    config = load_config(None, ["env.id=Scripted-v0", f"clip_reward={clip}"])
+    config = load_config(None, ["env.id=Scripted-v0", "env.num_envs=1", f"clip_reward={clip}"])
     env = envs.make("Scripted-v0", 1)
     loop = TrainingLoop(config, env, torch.device("cpu"))
     for step in range(4):

@@ -33,6 +33,7 @@ from envs import GymnasiumAdapter, UserError
 
 SHORT = [
     "env.id=CartPole-v1",
+    "env.num_envs=1",
     "total_env_steps=120",
     "learning_starts=30",
     "batch_size=8",

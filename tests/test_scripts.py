@@ -26,8 +26,9 @@ from agent.exit_codes import Stopped
 __all__ = ["stop_at"]  # a fixture
 CARTPOLE = "configs/cartpole.yaml"
 SHORT = [
-    "env.id=CartPole-v1", "total_env_steps=200", "learning_starts=100", "batch_size=16", "hidden_sizes=[8]", "seeds=2",
-    "reinforce.rollout_steps=100", "evaluation.episodes=1", "evaluation.final_episodes=2", "wandb.mode=disabled",
+    "env.id=CartPole-v1", "env.num_envs=1", "total_env_steps=200", "learning_starts=100", "batch_size=16",
+    "hidden_sizes=[8]", "seeds=2", "reinforce.rollout_steps=100", "evaluation.episodes=1",
+    "evaluation.final_episodes=2", "wandb.mode=disabled",
 ]  # fmt: skip
 
 
@@ -374,7 +375,9 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: train.main([CARTPOLE, "--print"]), "--print: no such option"),
         (lambda run, tmp: train.main(["lr=0.1", *SHORT]), "did you mean 'learning_rate'"),
         (
-            lambda run, tmp: train.main([*SHORT[3:], "env.id=CartPole-v1", "total_env_steps=900"]),
+            lambda run, tmp: train.main(
+                [*SHORT[4:], "env.id=CartPole-v1", "total_env_steps=900", "learning_starts=1000"]
+            ),
             "below total_env_steps=900",
         ),
         (lambda run, tmp: train.main([str(tmp / "missing.yaml")]), "no such config file"),
@@ -401,7 +404,10 @@ def other_policy(folder: Path) -> str:
         (lambda run, tmp: compare.main([CARTPOLE, "--seed", "2"]), "--seed: no such option; .* example seed=2$"),
         (lambda run, tmp: compare.main([CARTPOLE, "--estimator", "exact"]), "did you mean --estimators"),
         (lambda run, tmp: compare.main([CARTPOLE, f"run_dir={tmp}"]), "leave run_dir out"),
-        (lambda run, tmp: compare.main([CARTPOLE, "total_env_steps=900"]), "below total_env_steps=900"),
+        (
+            lambda run, tmp: compare.main([CARTPOLE, "total_env_steps=900", "learning_starts=1000"]),
+            "below total_env_steps=900",
+        ),
         (lambda run, tmp: compare.main(["--filter", "env=x"]), "unknown key 'env'"),
         (lambda run, tmp: compare.main([str(empty_result(tmp))]), "remove the file and train the run again"),
     ],

@@ -27,6 +27,7 @@ from envs.tensor.chain_bandit import ChainBandit
 
 SHORT = [
     "env.id=CartPole-v1",
+    "env.num_envs=1",
     "total_env_steps=300",
     "learning_starts=100",
     "batch_size=16",
