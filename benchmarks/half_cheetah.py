@@ -9,7 +9,6 @@ numbers go to benchmarks/results/half_cheetah*, beside those of earlier commands
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from agent.config import Config
 from agent.exit_codes import exit_code
 from agent.training.trainer import train
 from benchmarks.factored import RUNS, settings_of
-from benchmarks.peer_runs import from_peer
+from benchmarks.peer_runs import agent_on_task
 from benchmarks.rows import Row, add_rows, commands, learning_settings
 
 CONFIG = HERE.parent / "configs" / "half_cheetah_bins.yaml"
@@ -77,18 +76,8 @@ def final_returns(config: Config) -> np.ndarray:
 
 def ppo(config: Config, venv: Path) -> np.ndarray:
     """The same from Stable-Baselines3, seed by seed in its own virtual environment."""
-    task = {
-        "library": "stable_baselines3",
-        "agent": "PPO",
-        "env_id": config.env.id,
-        "kwargs": config.env.kwargs,
-        "bins": config.env.action_bins,
-        "env_steps": config.total_env_steps,
-        "episodes": config.evaluation.episodes,
-        "final_episodes": config.evaluation.final_episodes,
-    }
-    seeds = range(config.seed, config.seed + config.seeds)
-    return np.array([from_peer(venv, "agent_on_task.py", [json.dumps(task | {"seed": s})])["final"] for s in seeds])
+    runs = agent_on_task(venv, "stable_baselines3", "PPO", config, bins=config.env.action_bins)
+    return np.array([run["final"] for run in runs])
 
 
 def row(run: str, settings: list[str], returns: np.ndarray) -> Row:

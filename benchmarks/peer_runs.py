@@ -1,4 +1,4 @@
-"""Runs a script of peers/ in the peers' own virtual environment, once."""
+"""Runs a script of peers/ in the peers' own virtual environment, once for each of its arguments."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from agent.config import Config
 from envs import UserError
 
 HERE = Path(__file__).parent
@@ -32,3 +33,22 @@ def from_peer(venv: Path, script: str, arguments: list[str]) -> dict[str, Any]:
         path.parent.mkdir(exist_ok=True)
         path.write_text(found.stdout)
     return json.loads(path.read_text())
+
+
+def agent_on_task(
+    venv: Path, library: str, agent: str, config: Config, *, bins: int | None, states: list[Any] | None = None
+) -> list[dict[str, Any]]:
+    """What peers/agent_on_task.py measures for each seed of the config; its other settings are the library's."""
+    task = {
+        "library": library,
+        "agent": agent,
+        "env_id": config.env.id,
+        "kwargs": config.env.kwargs,
+        "bins": bins,
+        "env_steps": config.total_env_steps,
+        "episodes": config.evaluation.episodes,
+        "final_episodes": config.evaluation.final_episodes,
+        "states": states,
+    }
+    seeds = range(config.seed, config.seed + config.seeds)
+    return [from_peer(venv, "agent_on_task.py", [json.dumps(task | {"seed": seed})]) for seed in seeds]

@@ -14,7 +14,6 @@ README's table.
 """
 
 import argparse
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -47,7 +46,7 @@ from agent.exit_codes import exit_code
 from agent.policy import Policy
 from agent.tables import number
 from agent.training.trainer import train
-from benchmarks.peer_runs import check_venv, from_peer
+from benchmarks.peer_runs import agent_on_task, check_venv
 from benchmarks.rows import Row, add_rows, commands, into_page, read_rows
 from benchmarks.tabular import Model, blackjack_model, toy_text_model
 from envs import UserError
@@ -60,8 +59,8 @@ OURS, DEFAULTS, BASELINE = "gumbel_actor_critic", "defaults", "reinforce"
 PEERS = {  # library, agent
     "sb3_dqn": ("stable_baselines3", "DQN"),
     "sb3_ppo": ("stable_baselines3", "PPO"),
-    "sb3_sac": ("stable_baselines3", "SAC"),
     "sbx_sac": ("sbx", "SAC"),
+    "sb3_sac": ("stable_baselines3", "SAC"),
 }
 SACS = ("sb3_sac", "sbx_sac")  # which take continuous actions
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
@@ -240,21 +239,10 @@ def takes(peer: str, config: Config) -> bool:
 
 def peer_row(task: str, config: Config, venv: Path, peer: str) -> Row:
     """Of as many seeds and steps as the config has."""
-    env, evaluation, model = config.env, config.evaluation, TASKS[task].model
+    env, model = config.env, TASKS[task].model
     states = None if model is None else states_of(exact := model())
-    spec = {
-        "library": PEERS[peer][0],
-        "agent": PEERS[peer][1],
-        "env_id": env.id,
-        "kwargs": env.kwargs,
-        "bins": None if peer in SACS else env.action_bins,
-        "env_steps": config.total_env_steps,
-        "episodes": evaluation.episodes,
-        "final_episodes": evaluation.final_episodes,
-        "states": states,
-    }
-    seeds = range(config.seed, config.seed + config.seeds)
-    runs = [from_peer(venv, "agent_on_task.py", [json.dumps(spec | {"seed": seed})]) for seed in seeds]
+    bins = None if peer in SACS else env.action_bins
+    runs = agent_on_task(venv, *PEERS[peer], config, bins=bins, states=states)
     env_steps, curves = np.array([run["curve"] for run in runs]).transpose(2, 0, 1)
     returns = [run["final"] if states is None else exact.value_of(np.array(run["actions"])) for run in runs]
     return {

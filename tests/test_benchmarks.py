@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from agent.config_loader import load_config
-from benchmarks import against_peers, environments, suite
+from benchmarks import against_peers, environments, peer_runs, suite
 from benchmarks.peer_runs import from_peer
 from benchmarks.peers import measure as peers
 from benchmarks.rows import add_rows, read_rows
@@ -174,7 +174,7 @@ def test_a_row_of_a_peer_holds_every_seed(monkeypatch: pytest.MonkeyPatch) -> No
         curve, final = [[steps // 2, 1.0], [steps, 10.0 + seed]], 20.0 + seed
         return {"curve": curve, "final": final, "seconds": 2.0, "version": "sbx 1"}
 
-    monkeypatch.setattr(suite, "from_peer", peer)
+    monkeypatch.setattr(peer_runs, "from_peer", peer)
     config = load_config("configs/ant_bins.yaml", ["seeds=2", "seed=3", "total_env_steps=400"])
     row = suite.peer_row("ant_bins", config, Path("v"), "sbx_sac")
     assert row["returns"] == [23.0, 24.0] and row["curve_returns"] == [[1.0, 13.0], [1.0, 14.0]]
@@ -188,7 +188,7 @@ def test_a_peers_return_is_worked_out_where_ours_is(monkeypatch: pytest.MonkeyPa
         assert len(states) == 370 and states[0] == [4, 1, 0]
         return {"curve": [[1, 0.0]], "final": 9.0, "seconds": 2.0, "version": "x", "actions": [0] * len(states)}
 
-    monkeypatch.setattr(suite, "from_peer", peer)
+    monkeypatch.setattr(peer_runs, "from_peer", peer)
     config = load_config("configs/blackjack.yaml", ["seeds=1"])
     (value,) = suite.peer_row("blackjack", config, Path("v"), "sb3_dqn")["returns"]
     assert value == pytest.approx(suite.blackjack_model().value_of(np.zeros(370, int))) and value < 0
