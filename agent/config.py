@@ -1,9 +1,8 @@
 """Every setting of a run: typed, validated, documented."""
 
 import itertools
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -23,12 +22,17 @@ from agent.config_fields import (
     read_by,
     require_kind,
 )
+from agent.derived_defaults import (
+    TOTAL_ENV_STEPS,
+    persistence_of_the_environments,
+    updates_of_the_budget,
+    warm_up_of_the_budget,
+)
 from envs.importing import OWN_CLASS
 from envs.masks import ACTION_MASK_KEY
 
 MAX_SEED = 2**32 - 1
 MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
-TOTAL_ENV_STEPS = 50_000
 ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
@@ -322,21 +326,6 @@ class WandbConfig(Section):
     group: str | None = Field(None, description="W&B group; null: the environment's id")
     name: str | None = Field(None, description="W&B run name; null: the run folder's name")
     tags: list[str] = Field([], description="W&B tags")
-
-
-def updates_of_the_budget(given: Mapping[str, Any]) -> float:
-    """So that a run of twice the steps makes sqrt(2) times the updates."""
-    total = given.get("total_env_steps", TOTAL_ENV_STEPS)
-    return round(min(1.0, math.sqrt(TOTAL_ENV_STEPS / total)), 3)
-
-
-def warm_up_of_the_budget(given: Mapping[str, Any]) -> int:
-    total = given.get("total_env_steps", TOTAL_ENV_STEPS)
-    return max(1, min(total // 20, 5000))
-
-
-def persistence_of_the_environments(given: Mapping[str, Any]) -> float | list[float]:
-    return [0.5, 0.95] if "env" in given and given["env"].num_envs > 1 else 0.7
 
 
 class Config(Section):

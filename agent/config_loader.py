@@ -284,7 +284,7 @@ def help_text() -> str:
 
 def default_of(field: FieldInfo) -> str:
     if field.default_factory_takes_validated_data:
-        return "of other settings"
+        return "from other settings"
     return yaml_scalar(field.get_default(call_default_factory=True))
 
 

@@ -362,3 +362,8 @@ def test_updates_and_warm_up_follow_from_the_budget(total: int, updates_per_step
     assert (config.updates_per_step, config.learning_starts) == (updates_per_step, learning_starts)
     again = load_config(None, ["env.id=CartPole-v1", f"total_env_steps={total}", "updates_per_step=0.3"])
     assert (again.updates_per_step, again.learning_starts) == (0.3, learning_starts)
+
+
+@pytest.mark.parametrize(("num_envs", "rho"), [(1, 0.7), (2, [0.5, 0.95]), (4, [0.5, 0.95])])
+def test_persistence_follows_from_the_environments(num_envs: int, rho: object) -> None:
+    assert load_config(None, [*CARTPOLE, f"env.num_envs={num_envs}"]).noise_persistence == rho

@@ -8,7 +8,7 @@ import pytest
 
 LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
-    {"agent.config_fields", "agent.files", "agent.yaml12"},
+    {"agent.config_fields", "agent.derived_defaults", "agent.files", "agent.yaml12"},
     {
         "agent.config",
         "agent.action_space",
