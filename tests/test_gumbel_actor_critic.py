@@ -208,7 +208,7 @@ def test_n_step_moves_to_its_end(start: int, end: int) -> None:
 
 
 def test_first_actions_are_uniform_whatever_the_policy() -> None:
-    agent = make_agent("learning_starts=100000", "noise_persistence=0", num_choices=(3, 2))
+    agent = make_agent("env.num_envs=1", "noise_persistence=0", num_choices=(3, 2))
     with torch.no_grad():
         agent.actor.network.flat.add_(
             5.0 * torch.randn(agent.actor.network.flat.shape, generator=Generator().manual_seed(0))

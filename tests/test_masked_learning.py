@@ -289,7 +289,7 @@ def make_masked_agent(*overrides: str) -> GumbelActorCritic:
 
 def test_first_actions_are_uniform_over_legal_choices() -> None:
     """Within five standard errors (false alarm < 1e-6)."""
-    agent = make_agent("noise_persistence=0", num_choices=(4, 2))
+    agent = make_agent("env.num_envs=1", "noise_persistence=0", num_choices=(4, 2))
     mask = torch.tensor([[True, False, True, True], [False, True, False, False]]).view(1, 1, 2, 4)
     actions = torch.stack([agent.act(torch.zeros(1, 1, 4), mask, uniform=True)[0, 0] for _ in range(3000)])
     frequency = actions[:, 0].bincount(minlength=4) / 3000
