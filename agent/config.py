@@ -453,8 +453,8 @@ class Config(Section):
         float | list[float], Pair(float, "of a member's first environment, of its last", ge=0, lt=1)
     ] = Field(
         default_factory=persistence_of_the_environments,
-        description="probability rho of keeping the Gumbel noise for one more step; or [of a member's first "
-        "environment, of its last]: between them 1 / (1 - rho) grows geometrically; left out: [0.5, 0.95], with "
+        description="probability rho of keeping the Gumbel noise for one more step of an episode; or [of a member's "
+        "first environment, of its last]: between them 1 / (1 - rho) grows geometrically; left out: [0.5, 0.95], with "
         "env.num_envs=1 0.7",
         json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
     )

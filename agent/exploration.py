@@ -1,7 +1,7 @@
 """Persistent Gumbel noise: exploration that is correlated in time while every action still follows the policy."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agent.action_space import ActionSpace
@@ -10,7 +10,7 @@ from envs.random_streams import RandomStreams
 
 
 class PersistentGumbelNoise:
-    """Each environment keeps its Gumbel vector for the next step with probability rho, else draws another one.
+    """Each environment keeps its Gumbel vector for an episode's next step with probability rho, else draws another.
 
     argmax(logits + g) is distributed as softmax(logits) whatever the history of g, as long as g is Gumbel; holding it
     makes a run of steps agree on a direction, and adapts as the logits change, which repeating the action would not.
@@ -30,6 +30,10 @@ class PersistentGumbelNoise:
         noise = torch.where(keeps, self.noise, gumbel(uniform[..., :-1]).unflatten(-1, (num_factors, width)))
         self.noise.copy_(noise)
         return noise
+
+    def renew_(self, ended: Bool[Tensor, "P E"]) -> None:
+        """Draws other noise where an episode ended: the next one owes nothing to it."""
+        self.noise.copy_(torch.where(ended[..., None, None], gumbel(self.streams.uniform(*self.shape)), self.noise))
 
 
 def ladder(rho: Float[Tensor, "P 2"], num_envs: int) -> Float[Tensor, "P E"]:

@@ -232,6 +232,16 @@ def test_each_environment_keeps_its_noise_with_a_rho_of_its_own() -> None:
     assert ((kept / 1000 - rho).abs() <= 5 * (rho * (1 - rho) / 1000).sqrt()).all()
 
 
+@pytest.mark.parametrize("end", ["terminated", "truncated"])
+def test_noise_is_not_held_beyond_an_episode(end: str) -> None:
+    agent = make_agent("env.num_envs=2", "noise_persistence=0.999")
+    obs, no, before = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.bool), agent.exploration.noise.clone()
+    step = envs.Step(obs, torch.zeros(1, 2), no, no, obs, ~no)
+    agent.store(obs, agent.act(obs), step._replace(**{end: torch.tensor([[True, False]])}))
+    agent.act(obs)
+    assert (agent.exploration.noise == before).flatten(2).all(-1).tolist() == [[False, True]]
+
+
 def test_ranges_of_rho_can_be_swept() -> None:
     agent = make_agent("env.num_envs=2", "sweep={noise_persistence: [0.25, [0.5, 0.75]]}")
     assert agent.exploration.rho.flatten(1).tolist() == [[0.25, 0.25], [0.5, 0.75]]

@@ -30,6 +30,7 @@ from agent.state import State, named
 from agent.weights import CRITICS_FILE
 from envs.masks import Masks
 from envs.random_streams import RandomStreams
+from envs.vector_environment import Step
 
 
 class UpdateNoise(NamedTuple):
@@ -70,6 +71,12 @@ class GumbelActorCritic(OffPolicy):
         noise = self.exploration.next_()
         logits = self.actions.mask_logits(noise, mask) if uniform else self.actor(self.normalizer(obs), mask) + noise
         return logits.argmax(-1)
+
+    def store(
+        self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
+    ) -> None:
+        super().store(obs, action, step, masks)
+        self.exploration.renew_(step.terminated | step.truncated)
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
         """One step of critics, actor and alpha together, on a batch from the replay."""
