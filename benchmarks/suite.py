@@ -9,14 +9,14 @@
 
 Seeds count from 2000 on. Settings are chosen on seeds below 1000. All seeds of a run are one process, and a run that is
 done is not repeated: after Ctrl-C the same command resumes. Runs lie in runs/, as those of compare.py. Rows go to
-benchmarks/results/suite.json beside those of earlier commands; all of them together make suite.md, suite.png and
-README's table.
+benchmarks/results/suite.json beside those of earlier commands; all of them together make README's table, those of
+docs/results.md, and suite.png.
 """
 
 import argparse
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,16 +64,6 @@ PEERS = {  # library, agent
 }
 SACS = ("sb3_sac", "sbx_sac")  # which take continuous actions
 MARKS = "<!-- results: written by benchmarks/suite.py -->", "<!-- end of results -->"
-
-
-HOW_MEASURED = """Greedy return at the end of training, over 100 episodes a seed; worked out exactly where an optimum
-is given. IQM over seeds [95 % bootstrap interval], the worst seed, and how many failed, that is ended below the goal of
-the worst. Tuned: `configs/<task>.yaml`. Defaults: the task and its number of steps alone. Their score is 0 for random
-actions and 1 for the tuned config. DQN and PPO: Stable-Baselines3's with their defaults at the same steps; DQN takes
-one `Discrete` action only. SAC takes continuous actions on the same environments, with its library's defaults; where it
-ran for fewer steps, ours is that of the last evaluation until then. P(better): how likely a seed with the config ends
-above one of REINFORCE. Curves: `suite.png`. Wall times include evaluations, and waiting for whatever else the machine
-did."""
 
 
 class BanditModel:
@@ -156,8 +146,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", nargs="+", metavar=("VENV", "PEER"), help=f"PEERs too: {', '.join(PEERS)}")
     parser.add_argument("--seeds", type=int, metavar="N", help="of each run; default: the table's")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="settings of all runs")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder of table, figure and numbers")
-    parser.add_argument("--readme", type=Path, default=HERE.parent / "README.md", help="whose table is rewritten")
+    parser.add_argument(
+        "--root", type=Path, default=HERE.parent, help="folder of README.md, docs/results.md and benchmarks/results/"
+    )
     return parser.parse_args()
 
 
@@ -166,7 +157,7 @@ def measure(args: argparse.Namespace) -> None:
     configs = {
         (task, algorithm): config_of(task, algorithm, args) for task in args.tasks for algorithm in args.algorithms
     }
-    path = args.out / "suite.json"
+    path = args.root / "benchmarks" / "results" / "suite.json"
     rows = read_rows(path)
     for (task, algorithm), config in configs.items():
         plan.train_missing([config], train, print)
@@ -177,11 +168,10 @@ def measure(args: argparse.Namespace) -> None:
                 print(f"{peer} is left out on {task}: it does not take these actions")
                 continue
             rows = add_rows(path, [peer_row(task, config, Path(args.peers[0]), peer)], ("task", "algorithm"))
-    table = results_table(rows)
-    (args.out / "suite.md").write_text(details(table, rows))
-    into_page(args.readme, MARKS, table)
-    draw(rows, args.out / "suite.png")
-    print(table)
+    into_page(args.root / "README.md", MARKS, short_table(rows))
+    into_page(args.root / "docs" / "results.md", MARKS, details(rows))
+    draw(rows, path.with_suffix(".png"))
+    print(short_table(rows))
 
 
 def config_of(task: str, algorithm: str, args: argparse.Namespace) -> Config:
@@ -274,31 +264,51 @@ def exact_returns(model: Model | BanditModel, run: Path) -> np.ndarray:
     return np.array([model.value_of(member.act(model.obs, action_mask=masks)) for member in members])
 
 
-def results_table(rows: Sequence[Row]) -> str:
-    """Markdown: a row per task that was run with its config or with the defaults."""
+def short_table(rows: Sequence[Row]) -> str:
+    """Markdown, a row a task: IQM, worst seed, and how many failed."""
+    made_by = (OURS, DEFAULTS, "sb3_dqn", "sb3_ppo", BASELINE)
+    lines = ["| task | steps | tuned | defaults | DQN | PPO | REINFORCE |", "|---|---|---|---|---|---|---|"]
+    for name, task, of in by_task(rows):
+        cells = [in_short(of[key], task) if key in of else "" for key in made_by]
+        ours = next(iter(of.values()))
+        lines.append(f"| [{ours['env_id']}](configs/{name}.yaml) | {ours['env_steps']:,} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def in_short(row: Row, task: Task) -> str:
+    returns = np.array(row["returns"])
+    failed = int((returns < task.worst_goal).sum())
+    return f"{number(float(iqm(returns)))} ({number(returns.min())}{f', {failed} failed' if failed else ''})"
+
+
+def long_table(rows: Sequence[Row]) -> str:
+    """Markdown: the same with intervals, goals and scores."""
     lines = [
-        "| environment | steps | tuned | goal (worst) | defaults | score | DQN | PPO | REINFORCE | P(better) |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| task | tuned | goal (worst) | defaults | score | DQN | PPO | REINFORCE | P(better) |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, task in TASKS.items():
-        of = {row["algorithm"]: row for row in rows if row["task"] == name}
-        ours = of.get(OURS) or of.get(DEFAULTS)
-        if ours is None:
-            continue
+    for name, task, of in by_task(rows):
         best = f" (optimum {number(task.model().optimum())})" if task.model else ""
-        sac = next((of[peer] for peer in SACS if peer in of), None)
+        ours = next(iter(of.values()))
         cells = [
-            f"[{ours['env_id']}](configs/{name}.yaml)" + best,
-            f"{ours['env_steps']:,}",
+            f"[{ours['env_id']}](../configs/{name}.yaml)" + best,
             of_seeds(of.get(OURS), task),
-            (beside_sac(ours, sac) if task.goal is None else verdict(task, of.get(OURS))),
+            verdict(task, of),
             of_seeds(of.get(DEFAULTS), task),
             score(of, task),
             *(of_seeds(of.get(peer), task) for peer in ("sb3_dqn", "sb3_ppo", BASELINE)),
-            better(ours, of.get(BASELINE)),
+            better(of),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def by_task(rows: Sequence[Row]) -> Iterator[tuple[str, Task, dict[str, Row]]]:
+    """Each task that was run, and its rows by what made them."""
+    for name, task in TASKS.items():
+        of = {row["algorithm"]: row for row in rows if row["task"] == name}
+        if of:
+            yield name, task, of
 
 
 def of_seeds(row: Row | None, task: Task) -> str:
@@ -310,12 +320,15 @@ def of_seeds(row: Row | None, task: Task) -> str:
     return f"{with_interval(returns)}, worst {number(returns.min())}{failed}"
 
 
-def verdict(task: Task, ours: Row | None) -> str:
-    """The goals, and whether they are met."""
+def verdict(task: Task, of: Mapping[str, Row]) -> str:
+    """The goals, and whether the config meets them."""
+    if task.goal is None:
+        return beside_sac(of.get(OURS), next((of[peer] for peer in SACS if peer in of), None))
     worst = f" ({number(task.worst_goal)})" if math.isfinite(task.worst_goal) else ""
-    if ours is None or task.goal is None:
+    if OURS not in of:
         return f"{number(task.goal)}{worst}"
-    is_met = iqm(np.array(ours["returns"])) >= task.goal and min(ours["returns"]) >= task.worst_goal
+    returns = np.array(of[OURS]["returns"])
+    is_met = iqm(returns) >= task.goal and returns.min() >= task.worst_goal
     return f"{number(task.goal)}{worst}, {'met' if is_met else 'missed'}"
 
 
@@ -329,9 +342,9 @@ def score(of: Mapping[str, Row], task: Task) -> str:
     return f"{typical:.2f}, worst {worst:.2f}"
 
 
-def beside_sac(ours: Row, sac: Row | None) -> str:
+def beside_sac(ours: Row | None, sac: Row | None) -> str:
     """SAC's return, and ours after as many steps."""
-    if sac is None:
+    if ours is None or sac is None:
         return "SAC's, not run"
     theirs, seeds = float(iqm(np.array(sac["returns"]))), len(sac["returns"])
     returns, text = ours["returns"], f"SAC's {number(theirs)} ({seeds} seed{'s' * (seeds > 1)})"
@@ -348,32 +361,24 @@ def with_interval(returns: np.ndarray) -> str:
     return f"{number(float(iqm(returns)))} [{number(interval.low)}, {number(interval.high)}]"
 
 
-def better(ours: Row, baseline: Row | None) -> str:
-    """How likely a seed of ours ends above one of the baseline's."""
-    if baseline is None:
+def better(of: Mapping[str, Row]) -> str:
+    """How likely a seed of the config ends above one of the baseline's."""
+    if not {OURS, BASELINE} <= of.keys():
         return ""
-    returns, theirs = np.array(ours["returns"]), np.array(baseline["returns"])
+    returns, theirs = np.array(of[OURS]["returns"]), np.array(of[BASELINE]["returns"])
     interval = bootstrap_probability_of_improvement(returns, theirs)
     return f"{probability_of_improvement(returns, theirs):.2f} [{interval.low:.2f}, {interval.high:.2f}]"
 
 
-def details(table: str, rows: Sequence[Row]) -> str:
-    """suite.md: the table, every seed, and what made it."""
-    seeds = ["| environment | algorithm | seeds | seed by seed | wall time |", "|---|---|---|---|---|"]
+def details(rows: Sequence[Row]) -> str:
+    """For docs/results.md: the long table, every seed, and what made it."""
+    seeds = ["| task | made by | seeds | return of each | seconds |", "|---|---|---|---|---|"]
     for row in sorted(rows, key=lambda row: list(TASKS).index(row["task"])):
         made_by = f"{row['algorithm']} ({row['library']})" if "library" in row else row["algorithm"]
         returns = " ".join(map(number, row["returns"]))
         first, last = row["first_seed"], row["first_seed"] + len(row["returns"]) - 1
-        seeds.append(f"| {row['env_id']} | {made_by} | {first} to {last} | {returns} | {row['wall_seconds']} s |")
-    text = [
-        f"# Results\n\n{HOW_MEASURED}\n",
-        table.replace("](configs", "](../../configs"),
-        "",
-        *seeds,
-        "",
-        *commands(rows),
-    ]
-    return "\n".join(text) + "\n"
+        seeds.append(f"| {row['env_id']} | {made_by} | {first} to {last} | {returns} | {row['wall_seconds']} |")
+    return "\n".join([long_table(rows), "", "## Every seed", "", *seeds, "", *commands(rows)])
 
 
 def draw(rows: Sequence[Row], path: Path) -> None:

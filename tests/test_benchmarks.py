@@ -133,22 +133,27 @@ def test_rows_of_new_commands_stand_beside_old_ones(tmp_path: Path) -> None:
 
 
 def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
-    readme, out = tmp_path / "README.md", tmp_path / "out"
-    readme.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    readme, page, results = (
+        tmp_path / "README.md",
+        tmp_path / "docs" / "results.md",
+        tmp_path / "benchmarks" / "results",
+    )
+    page.parent.mkdir()
+    for file in (readme, page):
+        file.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     short = ["total_env_steps=416", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
     short.append("reinforce.rollout_steps=100")
     tasks = ["--tasks", "blackjack", "chain_bandit_1e8", "--seeds", "2"]
-    command = [str(ROOT / "benchmarks" / "suite.py"), *tasks, "--set", *short]
-    subprocess.run(
-        [sys.executable, *command, "--out", str(out), "--readme", str(readme)], cwd=tmp_path, check=True, timeout=300
-    )
-    table, text = (out / "suite.md").read_text(), readme.read_text()
+    command = [str(ROOT / "benchmarks" / "suite.py"), *tasks, "--set", *short, "--root", str(tmp_path)]
+    subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, timeout=300)
+    text, detailed = readme.read_text(), page.read_text()
     assert text.startswith(f"before\n{MARKS[0]}\n|") and text.endswith(f"|\n{MARKS[1]}\nafter\n")
-    assert "| [Blackjack-v1](configs/blackjack.yaml) (optimum -0.0431) | 416 | -" in text and "/2 failed | " in text
-    assert "](configs/chain_bandit_1e8.yaml) (optimum 5.17) | 416 | " in text
-    assert "](../../configs/blackjack.yaml)" in table and "| Blackjack-v1 | reinforce | 2000 to 2001 | -" in table
-    assert "| Blackjack-v1 | defaults | 2000 to 2001 | -" in table
-    assert (out / "suite.png").stat().st_size > 10_000
+    assert "| [Blackjack-v1](configs/blackjack.yaml) | 416 | -" in text and ", 2 failed) |" in text
+    assert "| [Tensor/ChainBandit-v0](configs/chain_bandit_1e8.yaml) | 416 | " in text
+    assert "](../configs/blackjack.yaml) (optimum -0.0431) | -" in detailed and "/2 failed | " in detailed
+    assert all(f"| Blackjack-v1 | {name} | 2000 to 2001 | -" in detailed for name in ("reinforce", "defaults"))
+    assert detailed.endswith(f"```\n{MARKS[1]}\nafter\n")
+    assert (results / "suite.png").stat().st_size > 10_000
 
 
 def test_sac_is_compared_after_as_many_steps_as_it_had() -> None:
@@ -211,11 +216,11 @@ def test_tables_and_figure_show_peers_beside_their_tasks(tmp_path: Path) -> None
     curve = {"curve_env_steps": [150, 300], "curve_returns": [[1.0, 2.0]], "wall_seconds": 1, **origin}
     ant = {"task": "ant_bins", "env_id": "Ant-v5", "env_steps": 300, "first_seed": 0, **curve}
     rows = [ant | {"algorithm": "gumbel_actor_critic", "returns": [2.0]}]
-    assert "worst 2.00 | SAC's, not run |" in suite.results_table(rows)
+    assert "worst 2.00 | SAC's, not run |" in suite.long_table(rows)
     rows.append(ant | {"algorithm": "sbx_sac", "library": "sbx 1", "returns": [4.0]})
-    table = suite.results_table(rows)
-    assert "worst 2.00 | SAC's 4.00 (1 seed), missed |" in table
-    assert "| Ant-v5 | sbx_sac (sbx 1) | 0 to 0 | 4.00 | 1 s |" in suite.details(table, rows)
+    text = suite.details(rows)
+    assert "worst 2.00 | SAC's 4.00 (1 seed), missed |" in text
+    assert "| Ant-v5 | sbx_sac (sbx 1) | 0 to 0 | 4.00 | 1 |" in text
     suite.draw(rows, tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 10_000
 
@@ -233,7 +238,7 @@ def test_mistakes_about_peers_are_told_before_anything_is_trained(
 ) -> None:
     trained: list[object] = []
     monkeypatch.setattr(suite.plan, "train_missing", lambda *arguments: trained.append(arguments))
-    options = ["--tasks", "cartpole", "ant_bins", "--peers", *peers, "--out", str(tmp_path)]
+    options = ["--tasks", "cartpole", "ant_bins", "--peers", *peers, "--root", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["suite.py", *options])
     with pytest.raises(UserError, match=re.escape(message)):
         suite.measure(suite.parse())
