@@ -34,6 +34,7 @@ from envs.masks import ACTION_MASK_KEY
 MAX_SEED = 2**32 - 1
 MAX_EPISODE_STEPS = 20_000  # a greedy policy can stand still for ever where the environment has no time limit
 ALGORITHMS = ("gumbel_actor_critic", "reinforce")  # the built-in ones
+NETWORKS = ("auto", "mlp", "conv", "nature", "impala")  # the built-in ones
 ACTOR_CRITIC = read_by("gumbel_actor_critic")
 
 
@@ -232,24 +233,30 @@ class EstimatorConfig(Section):
 
 
 class NetworkConfig(Section):
-    """The torso of actor and critics."""
+    """What turns observations into features, in the actor and in each critic."""
 
-    name: str = Field("mlp", description="mlp, or module:Class of your own torch.nn.Module; see docs/extending.md")
+    name: str = Field(
+        "auto",
+        description="mlp: hidden_sizes; conv, nature, impala: convolutions of images before them; auto: mlp where "
+        "there are no images, conv for those below 36 pixels, else nature (docs/images_and_memory.md); or module:Class "
+        "of your own torch.nn.Module (docs/extending.md)",
+    )
     kwargs: Kwargs = Field({}, description="keyword arguments of your own network's constructor")
 
     @field_validator("name")
     @classmethod
     def network_is_known(cls, name: str) -> str:
-        if name != "mlp" and not OWN_CLASS.fullmatch(name):
-            raise ValueError(f"got {name!r}, must be 'mlp' or module:Class of your own{nearest(name, ['mlp'])}")
+        if name not in NETWORKS and not OWN_CLASS.fullmatch(name):
+            known = ", ".join(NETWORKS)
+            raise ValueError(f"got {name!r}, must be {known} or module:Class of your own{nearest(name, NETWORKS)}")
         return name
 
     @model_validator(mode="after")
-    def mlp_has_no_kwargs(self) -> "NetworkConfig":
-        if self.name == "mlp" and self.kwargs:
+    def built_in_ones_have_no_kwargs(self) -> "NetworkConfig":
+        if self.name in NETWORKS and self.kwargs:
             raise ValueError(
-                f"network.kwargs: got {self.kwargs!r}, but network.name=mlp takes none; its settings are hidden_sizes, "
-                "actor.layer_norm and critic.layer_norm"
+                f"network.kwargs: got {self.kwargs!r}, but network.name={self.name} takes none; its settings are "
+                "hidden_sizes, actor.layer_norm and critic.layer_norm"
             )
         return self
 
@@ -516,7 +523,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def settings_of_the_mlp_need_the_mlp(self) -> "Config":
-        if self.network.name == "mlp":
+        if self.network.name in NETWORKS:
             return self
         read_by_joint = () if self.critic.structure != "joint" else ("hidden_sizes", "critic.layer_norm")
         given = [k for k in ("hidden_sizes", "actor.layer_norm", "critic.layer_norm") if k not in read_by_joint]

@@ -22,7 +22,7 @@ from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor
 from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec
-from agent.normalizer import ObservationNormalizer
+from agent.normalizer import ObservationNormalizer, make_normalizer
 from agent.seeding import member_seeds
 from agent.weights import in_new_format, load_weights, save_weights
 from envs import VectorEnvironment, make_single
@@ -57,12 +57,12 @@ class BuiltInKwargs(BaseModel):
 
 class NetworkInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
-    name: Annotated[str, Field(pattern=rf"^({BUILT_IN}|{OWN_CLASS.pattern})$")]
+    name: Annotated[str, Field(pattern=rf"^({'|'.join(BUILT_IN)}|{OWN_CLASS.pattern})$")]
     kwargs: dict[str, Any]
 
     @model_validator(mode="after")
     def built_in_kwargs_are_sound(self) -> "NetworkInfo":
-        if self.name == BUILT_IN:
+        if self.name in BUILT_IN:
             BuiltInKwargs.model_validate(self.kwargs)
         return self
 
@@ -142,9 +142,10 @@ class Policy:
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
         network = NetworkSpec(info.network.name, info.network.kwargs)
-        self.actor = Actor(network, (self.observations.size,), actions, [0] * self.num_members, device)
-        binary = torch.from_numpy(self.observations.binary)
-        self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=info.normalize_obs, device=device)
+        self.actor = Actor(network, self.observations.parts, actions, [0] * self.num_members, device)
+        self.normalizer = make_normalizer(
+            self.num_members, self.observations, enabled=info.normalize_obs, device=device
+        )
         self.seeds = [member.seed for member in info.members]
         self.streams = RandomStreams(self.seeds, device)
         self.seed_(0)
@@ -367,7 +368,7 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
         observation_space=space_to_json(env.observations.space),
         action_space=space_to_json(env.actions.space),
         action_mask_key=None if env.masks is None else config.env.action_mask_key,
-        network=NetworkInfo(**network_spec(config, config.actor.layer_norm)._asdict()),
+        network=NetworkInfo(**network_spec(config, env.observations.parts, config.actor.layer_norm)._asdict()),
         normalize_obs=config.normalize_obs,
         members=members,
     )
@@ -404,7 +405,7 @@ def info_in_new_format(info: Any) -> Any:
     if info.get("format", 2) == 2 and "network" not in info:
         kwargs = {"hidden_sizes": info.get("hidden_sizes"), "layer_norm": info.get("layer_norm", False)}
         info = {key: value for key, value in info.items() if key not in kwargs}
-        info |= {"format": 3, "network": {"name": BUILT_IN, "kwargs": kwargs}}
+        info |= {"format": 3, "network": {"name": "mlp", "kwargs": kwargs}}
     if info.get("format") == 3 and "env" not in info:
         of_env = {"env_id": "id", "env_kwargs": "kwargs", "action_bins": "action_bins"}
         env = {new: info[old] for old, new in of_env.items() if old in info}

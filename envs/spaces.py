@@ -4,8 +4,9 @@ Axes: E environment · K action factor · D observation.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -15,42 +16,70 @@ from envs.errors import UserError
 from envs.space_json import space_from_json, space_to_json
 from envs.values import without_ones
 
-__all__ = ["FactoredActions", "FlatObservations", "space_from_json", "space_to_json"]
+__all__ = ["FactoredActions", "FlatObservations", "ObsPart", "space_from_json", "space_to_json"]
 
 Discrete = spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary
 Path = tuple[Any, ...]  # the keys and indices that lead to an elementary space
 Leaf = spaces.Box | Discrete  # what has numbers
 
 
+class ObsPart(NamedTuple):
+    """A part of an observation, as it lies in the vector."""
+
+    name: str  # of the keys that lead to it, "" where the observation is one part
+    shape: tuple[int, ...]  # of its numbers
+    is_image: bool = False  # whether its numbers are pixels of a picture, or cells of a grid
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
 class _Numbers:
     """Encodes Box and MultiBinary: each entry as it is."""
 
     def __init__(self, space: spaces.Box | spaces.MultiBinary) -> None:
-        self.shape, self.ndim = space.shape, len(space.shape)
+        self.space, self.shape, self.ndim = space, space.shape, len(space.shape)
         self.size = int(np.prod(space.shape))
-        self.binary = isinstance(space, spaces.MultiBinary)
+        self.binary = isinstance(space, spaces.MultiBinary) or space.dtype == bool
         self.is_bytes = self.binary or space.dtype == np.uint8
+        self.is_image = _is_image(space)
+        self.low, self.high = 0.0, 1.0
+        if isinstance(space, spaces.Box) and not self.binary and self.size:
+            self.low, self.high = float(space.low.min()), float(space.high.max())
 
     def encode(self, obs: Any) -> Float32[np.ndarray, "E D"]:
         array = np.array(obs, dtype=np.float32, order="C")
         if array.shape[1:] != self.shape and without_ones(array.shape[1:]) != without_ones(self.shape):
             raise ValueError(f"observations of shape {array.shape[1:]}, expected {self.shape}")
         if self.binary and ((array != 0) & (array != 1)).any():
-            raise UserError(f"an observation outside of its space MultiBinary: {array.tolist()}")
+            raise UserError(f"an observation outside of its space {self.space}: {array.tolist()}")
+        if self.is_image and self.space.dtype != np.uint8 and not (self.low <= array.min() <= array.max() <= self.high):
+            raise UserError(
+                f"an image with values from {array.min():g} to {array.max():g}, outside of its space {self.space}"
+            )
         return array.reshape(len(array), self.size)
 
 
 class _OneHot:
-    """Encodes Discrete and MultiDiscrete: one column for each value of each entry."""
+    """Encodes Discrete and MultiDiscrete: one column for each value of each entry.
+
+    A MultiDiscrete of three axes is a grid of codes: those of a cell are side by side, and become its channels.
+    """
 
     binary = is_bytes = True
+    low, high = 0.0, 1.0
 
     def __init__(self, space: spaces.Discrete | spaces.MultiDiscrete) -> None:
         counts = _counts(space)
-        self.ndim = len(space.shape or ())
+        shape = space.shape or ()
+        self.ndim = len(shape)
         self.space, self.num_entries, self.size = space, len(counts), int(counts.sum())
         self.entry = np.repeat(np.arange(len(counts)), counts)  # which entry a column looks at
         self.value = np.concatenate([start + np.arange(n) for start, n in zip(_starts(space), counts, strict=True)])
+        cells = counts.reshape(-1, shape[-1]) if self.ndim == 3 else np.zeros((0, 1))
+        self.is_image = len(cells) > 0 and bool((cells == cells[0]).all())
+        self.shape = (*shape[:2], int(cells[0].sum())) if self.is_image else (self.size,)
 
     def encode(self, obs: Any) -> Float32[np.ndarray, "E D"]:
         entries = np.asarray(obs).reshape(len(obs), self.num_entries)
@@ -67,7 +96,9 @@ class FlatObservations:
     Observations may have these parts or not.
 
     space: of what is encoded. left_out: names of the parts that are not numeric.
-    size: D, the length of a vector. binary: bool [D], True for one-hot and binary entries, which are never normalised.
+    size: D, the length of a vector. parts: what lies in it, one after the other.
+    offset, scale: float32 [D], which bring numbers to [0, 1] where the space alone says how: (obs - offset) / scale.
+    They are 0 and 1 for one-hot and binary entries, and the range of an image; a scale of 0: of another entry.
     are_bytes: whether every entry is a whole number from 0 to 255.
     """
 
@@ -79,7 +110,13 @@ class FlatObservations:
         if self.size == 0:
             raise UserError(f"observation space {space}, which is empty")
         self.are_bytes = all(encoder.is_bytes for _, encoder in self._leaves)
-        self.binary = np.concatenate([np.full(encoder.size, encoder.binary) for _, encoder in self._leaves])
+        self.parts = tuple(
+            ObsPart(".".join(map(str, path)), encoder.shape if encoder.is_image else (encoder.size,), encoder.is_image)
+            for path, encoder in self._leaves
+        )
+        bounds = [(e.low, e.high - e.low) if e.binary or e.is_image else (0.0, 0.0) for _, e in self._leaves]
+        sizes = [encoder.size for _, encoder in self._leaves]
+        self.offset, self.scale = np.repeat(np.array(bounds, np.float32), sizes, axis=0).T.copy()
 
     def is_batch(self, obs: Any) -> bool:
         """Whether `obs` holds several observations along a new first axis rather than one."""
@@ -247,6 +284,22 @@ def _encoder(space: Space) -> _Numbers | _OneHot:
         return _Numbers(space)
     assert isinstance(space, spaces.Discrete | spaces.MultiDiscrete), f"{space} is not encodable"
     return _OneHot(space)
+
+
+def _is_image(space: spaces.Box | spaces.MultiBinary) -> bool:
+    """Whether the numbers of a space are a picture: bounded, with two axes of three or more places.
+
+    Three axes: those and the channels. Two: uint8 or bool, one channel. Four: uint8 frames with channels.
+    """
+    if isinstance(space, spaces.MultiBinary):
+        return len(space.shape) == 3 and min(sorted(space.shape)[1:]) >= 3
+    rank = len(space.shape)
+    allowed = {2: (np.uint8, np.bool_), 4: (np.uint8,)}.get(rank, (space.dtype.type,))
+    if rank not in (2, 3, 4) or space.dtype.type not in allowed or not space.is_bounded():
+        return False
+    if space.low.min() == space.high.max():
+        return False
+    return sorted(space.shape)[-2] >= 3 and (rank > 2 or min(space.shape) >= 3)
 
 
 def _index(batched: Any, i: int) -> Any:

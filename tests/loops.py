@@ -117,7 +117,8 @@ if __name__ == "__main__":
     elif sys.argv[1] == "several":
         own_network = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]", "actor.layer_norm=false"]
         single_envs = "env.vectorization_mode=sync"  # in NumPy
-        compare([*KINDS[2], *own_network, single_envs], [*KINDS[3], *KINDS[1][1:]])
+        images = ["env.id=test_encoders:Pointer-v0", "critic.structure=joint"]
+        compare([*KINDS[2], *own_network, single_envs], [*KINDS[3], *KINDS[1][1:]], images)
     else:  # what is traced need not become C++
         from torch._inductor import compile_fx
 

@@ -88,8 +88,12 @@ def test_shipped_configs_are_valid_for_both_algorithms(path: Path, algorithm: st
         ("algorithm=my_module:2x", "algorithm: got 'my_module:2x', must be"),
         ("algorithm_kwargs={a: 1}", "algorithm_kwargs: got {'a': 1}, but algorithm=gumbel_actor_critic takes none"),
         ("algorithm_kwargs={a: !!timestamp 2024-01-05}", "algorithm_kwargs: datetime.date(2024, 1, 5) is a date"),
-        ("network.name=mpl", "network.name: got 'mpl', must be 'mlp' or module:Class of your own; did you mean 'mlp'?"),
-        ("network.kwargs={a: 1}", "network.kwargs: got {'a': 1}, but network.name=mlp takes none"),
+        (
+            "network.name=mpl",
+            "network.name: got 'mpl', must be auto, mlp, conv, nature, impala or module:Class of your own; did you "
+            "mean 'mlp'?",
+        ),
+        ("network.kwargs={a: 1}", "network.kwargs: got {'a': 1}, but network.name=auto takes none"),
         ("network.kwargs={a: {0: 1}}", "network.kwargs: the key 0 is no text"),
         ("seed=1:30", "seed: got '1:30', must be a valid integer"),
         ("seed=1_000", "seed: got '1_000', must be a valid integer"),

@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 from agent.action_space import ActionSpace
 from agent.config_loader import load_config
 from agent.networks.heads import Critics, make_critics
+from envs.spaces import ObsPart
 
 STRUCTURES = ["per_action", "multilinear", "joint"]
 MULTILINEAR = ["per_action", "multilinear"]
@@ -17,7 +18,7 @@ MULTILINEAR = ["per_action", "multilinear"]
 
 def twin_critics(structure: str, actions: ActionSpace, num_members: int = 2, rank: int = 3) -> Critics:
     settings = [f"critic.structure={structure}", f"critic.rank={rank}", f"seeds={num_members}", "hidden_sizes=[8]"]
-    return make_critics(load_config(None, ["env.id=Test-v0", *settings]), (3,), actions)
+    return make_critics(load_config(None, ["env.id=Test-v0", *settings]), [ObsPart("", (3,))], actions)
 
 
 def all_actions(actions: ActionSpace) -> Tensor:

@@ -17,6 +17,7 @@ from agent.analysis.gradients import States, gradient_report, load_critics
 from agent.config_loader import load_config
 from agent.networks.heads import make_critics
 from agent.weights import CRITICS_FILE, save_weights
+from envs.spaces import ObsPart
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_report_of_a_joint_critic_leaves_exact_out_and_finds_unbiased_estimators
     """Local expectation against local expectation: bias within the noise of 32 draws."""
     config = load_config(run / "config.yaml", ["critic.structure=joint"])
     policy = Policy.load(run, member=0)
-    critics = make_critics(config, (4,), policy.actor.actions, members=[1])
+    critics = make_critics(config, [ObsPart("", (4,))], policy.actor.actions, members=[1])
     obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
     rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, States(obs, None), seed=0)}
     assert "exact" not in rows

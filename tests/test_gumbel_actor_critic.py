@@ -20,6 +20,7 @@ from agent.normalizer import ObservationNormalizer
 from agent.replay import Batch
 from agent.training.loop import TrainingLoop
 from envs import Masks
+from envs.spaces import ObsPart
 
 PROGRESS = torch.tensor(0.25)
 COMBINATIONS = [  # of critic and estimator: all but the one that is refused
@@ -38,8 +39,10 @@ def make_agent(
 
 
 def make_task(config: Config, num_choices: tuple[int, ...] = (3,), obs_size: int = 4, has_masks: bool = False) -> Task:
-    normalizer = ObservationNormalizer(len(config.members()), torch.zeros(obs_size, dtype=torch.bool), enabled=False)
-    return Task((obs_size,), torch.float32, ActionSpace(num_choices), has_masks, normalizer, torch.device("cpu"))
+    normalizer = ObservationNormalizer(len(config.members()), *torch.zeros(2, obs_size), enabled=False)
+    return Task(
+        (ObsPart("", (obs_size,)),), torch.float32, ActionSpace(num_choices), has_masks, normalizer, torch.device("cpu")
+    )
 
 
 def random_batch(agent: GumbelActorCritic, generator: Generator, size: int = 8, obs_size: int = 4) -> Batch:
@@ -261,7 +264,7 @@ def learn_probe(
     ]
     config: Config = load_config(None, [f"env.id={name}", "env.num_envs=2", *settings, *overrides])
     env = envs.make(name, 2)
-    normalizer = ObservationNormalizer(1, torch.ones(env.observations.size, dtype=torch.bool))
+    normalizer = ObservationNormalizer(1, *torch.zeros(2, env.observations.size), enabled=False)
     task = make_task(config, env.actions.num_choices, env.observations.size)._replace(normalizer=normalizer)
     agent = GumbelActorCritic(config, task)
     obs = env.reset([0]).unsqueeze(0)

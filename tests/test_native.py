@@ -24,7 +24,7 @@ def pair(sizes: list[int], layer_norm: bool, seeds: list[int] = SEEDS) -> tuple[
     """The same networks in C++ and in PyTorch's layers, scales and shifts not as they begin."""
 
     def make() -> nn.Module:
-        return with_head(MLP((sizes[0],), sizes[1:-1], layer_norm), sizes[-1])
+        return with_head(MLP(sizes[0], sizes[1:-1], layer_norm), sizes[-1])
 
     ours, theirs = (Population(make, seeds, native=is_native) for is_native in (True, False))
     assert len(ours.parameters) == 1 and len(theirs.parameters) > 1
@@ -146,7 +146,7 @@ def test_anything_else_is_left_to_pytorch_at_least_in_part(make: Callable[[], nn
 
 
 def test_the_shape_of_an_mlp() -> None:
-    module = with_head(MLP((3,), [4, 5], layer_norm=True), 2)
+    module = with_head(MLP(3, [4, 5], layer_norm=True), 2)
     plain = [*itertools.chain(module[0].children()), module[1]]  # type: ignore[index]
     assert MLPShape.of(plain) == MLPShape((3, 4, 5, 2), 1e-5)
 
@@ -166,7 +166,7 @@ def test_without_a_compiler_pytorchs_layers_take_their_place(
 ) -> None:
     monkeypatch.setenv("CXX", compiler)
     caplog.set_level(logging.INFO)
-    population = Population(lambda: with_head(MLP((3,), [4]), 2), [0])
+    population = Population(lambda: with_head(MLP(3, [4]), 2), [0])
     assert len(population.parameters) == 4 and "PyTorch's take their place" in caplog.text
-    Population(lambda: with_head(MLP((3,), [4]), 2), [0])
+    Population(lambda: with_head(MLP(3, [4]), 2), [0])
     assert caplog.text.count("PyTorch's take their place") == 1

@@ -14,12 +14,13 @@ from agent.config_fields import ConfigError
 from agent.networks.heads import Actor, with_head
 from agent.networks.modules import MLP, NetworkError, NetworkSpec, require_contract, seeded
 from agent.networks.population import Population, all_finite
+from envs.spaces import ObsPart
 
 SEEDS = [3, 1, 4]
 
 
 def mlp(layer_norm: bool = False) -> nn.Module:
-    return with_head(MLP((3,), [5, 4], layer_norm), 2)
+    return with_head(MLP(3, [5, 4], layer_norm), 2)
 
 
 def shared_layer() -> nn.Module:
@@ -131,7 +132,7 @@ def test_an_unused_parameter_has_no_gradient() -> None:
 
 
 def test_initial_weights_are_torch_linears_and_the_policy_starts_near_uniform() -> None:
-    population = Population(lambda: with_head(MLP((100,), [50]), 7, gain=0.01), [0])
+    population = Population(lambda: with_head(MLP(100, [50]), 7, gain=0.01), [0])
     weights = population.tensors()
     assert 0.09 < weights["features.0.weight"].abs().max() <= 0.1
     assert weights["head.weight"].abs().max() <= 0.01 / 50**0.5
@@ -152,7 +153,7 @@ def test_rows_that_are_not_finite_are_found_by_member() -> None:
 
 def test_actor_gives_padding_no_probability(generator: Generator) -> None:
     spec = NetworkSpec("mlp", {"hidden_sizes": [8], "layer_norm": False})
-    actor = Actor(spec, (3,), ActionSpace((4, 2)), [0, 1])
+    actor = Actor(spec, [ObsPart("", (3,))], ActionSpace((4, 2)), [0, 1])
     pi = actor(torch.randn(2, 5, 3, generator=generator)).softmax(-1)
     assert pi.shape == (2, 5, 2, 4) and (pi[:, :, 1, 2:] == 0).all() and (pi[:, :, 1, :2] > 0).all()
     assert (pi[:, :, 0] - 0.25).abs().max() < 0.01  # near uniform at first
@@ -277,8 +278,8 @@ HERE = __name__
 def test_a_network_that_breaks_the_contract_is_refused_by_name(name: str, message: str) -> None:
     name = f"{HERE}:{name}"
     with pytest.raises(NetworkError, match=f"network.name={name}: .*{message}"):
-        require_contract(NetworkSpec(name, {}), (5,))
-    require_contract(NetworkSpec(f"{HERE}:Base", {}), (5,))
+        require_contract(NetworkSpec(name, {}), [ObsPart("", (5,))])
+    require_contract(NetworkSpec(f"{HERE}:Base", {}), [ObsPart("", (5,))])
 
 
 @pytest.mark.parametrize(
@@ -295,4 +296,4 @@ def test_a_network_that_cannot_be_made_is_an_error_that_says_why(
     name: str, kwargs: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        require_contract(NetworkSpec(name, kwargs), (5,))
+        require_contract(NetworkSpec(name, kwargs), [ObsPart("", (5,))])

@@ -65,9 +65,10 @@ def test_flat_observations_are_contiguous_where_the_environment_returned_a_trans
     assert FlatObservations(SPACES["box"]).flatten(batch).flags.c_contiguous
 
 
-def test_binary_marks_one_hot_and_binary_entries_alone() -> None:
+def test_scales_are_known_of_one_hot_and_binary_entries_alone() -> None:
     space = spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.Discrete(2), spaces.MultiBinary(1), spaces.MultiDiscrete([2])])
-    assert FlatObservations(space).binary.tolist() == [False, False, True, True, True, True, True]
+    flat = FlatObservations(space)
+    assert flat.scale.tolist() == [0, 0, 1, 1, 1, 1, 1] and not flat.offset.any()
 
 
 @pytest.mark.parametrize("outside", [0, 5])

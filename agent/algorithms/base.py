@@ -21,6 +21,7 @@ from agent.state import State
 from envs.frame_stack import FrameStack
 from envs.masks import Masks
 from envs.random_streams import RandomStreams
+from envs.spaces import ObsPart
 from envs.vector_environment import Step
 
 CLASSES = {  # of the built-in algorithms
@@ -32,13 +33,17 @@ CLASSES = {  # of the built-in algorithms
 class Task(NamedTuple):
     """What a population acts on. `normalizer` is kept up to date by the loop."""
 
-    obs_shape: tuple[int, ...]
+    obs_parts: tuple[ObsPart, ...]  # of an observation, one after the other
     obs_dtype: torch.dtype  # to keep observations in
     actions: ActionSpace
     has_masks: bool
     normalizer: ObservationNormalizer
     device: torch.device
     frame_stack: FrameStack = FrameStack()  # how observations stack frames, if they do
+
+    @property
+    def obs_size(self) -> int:
+        return sum(part.size for part in self.obs_parts)
 
 
 @runtime_checkable

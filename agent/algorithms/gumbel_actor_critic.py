@@ -50,9 +50,9 @@ class GumbelActorCritic(OffPolicy):
 
     def __init__(self, config: Config, task: Task) -> None:
         super().__init__(config, task)
-        self.actor, self.evaluated_actor = (make_actor(config, task.obs_shape, self.actions, self.device) for _ in "12")
+        self.actor, self.evaluated_actor = (make_actor(config, task.obs_parts, self.actions, self.device) for _ in "12")
         self.critics, self.target_critics = (
-            make_critics(config, task.obs_shape, self.actions, self.device) for _ in "12"
+            make_critics(config, task.obs_parts, self.actions, self.device) for _ in "12"
         )
         self.reduce = reduction(config.critic, self.critics)
         self.estimator = make_estimator(config.estimator)

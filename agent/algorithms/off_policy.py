@@ -37,7 +37,7 @@ class OffPolicy(Algorithm):
             self.num_members,
             self.num_envs,
             config.replay_capacity,
-            math.prod(task.obs_shape),
+            task.obs_size,
             task.actions.num_factors,
             self.largest_n,
             self.per_member("gamma"),

@@ -58,11 +58,11 @@ class Reinforce(Algorithm):
         device, seeds = task.device, [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(seeds), config.env.num_envs
         self.streams = RandomStreams(member_seeds(seeds, "learner"), device)
-        self.actor = self.evaluated_actor = make_actor(config, task.obs_shape, self.actions, device)
-        spec = network_spec(config, layer_norm=False)
+        self.actor = self.evaluated_actor = make_actor(config, task.obs_parts, self.actions, device)
+        spec = network_spec(config, task.obs_parts, layer_norm=False)
 
         def make_baseline() -> nn.Module:
-            return with_head(build_network(spec, task.obs_shape), 1, gain=0.01)
+            return with_head(build_network(spec, task.obs_parts), 1, gain=0.01)
 
         self.baseline = Population(make_baseline, member_seeds(seeds, "parameters", 1), device)
         self.actor_optimizer = PopulationAdam([self.actor.network.flat])
@@ -83,7 +83,7 @@ class Reinforce(Algorithm):
             "the buffer of REINFORCE for episodes not yet learned from, with its copy in a checkpoint,",
             "lower reinforce.max_episode_steps, train fewer members, or make observations smaller with a wrapper",
         )
-        self.obs = torch.zeros((*shape, *task.obs_shape), dtype=task.obs_dtype, device=device)
+        self.obs = torch.zeros((*shape, task.obs_size), dtype=task.obs_dtype, device=device)
         self.action = torch.zeros((*shape, self.actions.num_factors), dtype=torch.int64, device=device)
         self.mask: Bool[Tensor, "L P E K N"] | None = None
         if task.has_masks:
@@ -246,7 +246,7 @@ class Reinforce(Algorithm):
 def num_bytes_of_step(task: Task) -> int:
     """That one step of an environment takes in the buffer."""
     mask = math.prod(task.actions.shape) if task.has_masks else 0
-    return math.prod(task.obs_shape) * task.obs_dtype.itemsize + 8 * task.actions.num_factors + mask + 6
+    return task.obs_size * task.obs_dtype.itemsize + 8 * task.actions.num_factors + mask + 6
 
 
 def weighted_mean(x: Float[Tensor, "P B"], weight: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:

@@ -41,7 +41,7 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
     part = "joint." if config.critic.structure == "joint" else ""
     stored = in_new_format(load_weights(path), new=part)
     actions = ActionSpace(policy.factored.num_choices)
-    critics = make_critics(config, (policy.observations.size,), actions, members=policy.seeds)
+    critics = make_critics(config, policy.observations.parts, actions, members=policy.seeds)
     num_members = len(config.members())
     rows = [c * num_members + member.member for c in range(NUM_CRITICS) for member in policy.info.members]
     own = critics.network.tensors()

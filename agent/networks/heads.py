@@ -15,9 +15,19 @@ from torch.nn import functional as F
 from agent import losses
 from agent.action_space import ActionSpace
 from agent.config import Config, CriticConfig
-from agent.networks.modules import BUILT_IN, MLP, NetworkSpec, build_network, network_spec, require_contract
+from agent.networks.modules import (
+    BUILT_IN,
+    MLP,
+    NetworkSpec,
+    build_encoder,
+    build_network,
+    network_spec,
+    num_features,
+    require_contract,
+)
 from agent.networks.population import Parameters, Population
 from agent.seeding import member_seeds
+from envs.spaces import ObsPart
 
 NUM_CRITICS = 2
 
@@ -28,23 +38,23 @@ class Actor:
     def __init__(
         self,
         network: NetworkSpec,
-        obs_shape: tuple[int, ...],
+        parts: Sequence[ObsPart],
         actions: ActionSpace,
         seeds: list[int],
         device: torch.device | str = "cpu",
     ) -> None:
         self.actions = actions
-        require_contract(network, obs_shape)
+        require_contract(network, parts)
 
         def make() -> nn.Module:
             # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, sec. 3.2).
-            return with_head(build_network(network, obs_shape), actions.num_factors * actions.width, gain=0.01)
+            return with_head(build_network(network, parts), actions.num_factors * actions.width, gain=0.01)
 
         self.network = Population(make, seeds, device)
 
     def __call__(
         self,
-        obs: Float[Tensor, "P B *obs"],
+        obs: Float[Tensor, "P B D"],
         mask: Bool[Tensor, "P B K N"] | None = None,
         parameters: Parameters | None = None,
     ) -> Float[Tensor, "P B K N"]:
@@ -59,7 +69,7 @@ class Critics(Protocol):
     network: Population
     is_multilinear: bool
 
-    def encode(self, obs: Float[Tensor, "P B *obs"], parameters: Parameters | None = None) -> Tensor:
+    def encode(self, obs: Float[Tensor, "P B D"], parameters: Parameters | None = None) -> Tensor:
         """All that Q(s, .) needs to know of s, [C, P, B, ...]."""
 
     def evaluate(
@@ -97,7 +107,7 @@ class MultilinearCritics:
         self.network = Population(lambda: with_head(make_features(), num_out), seeds, device)
         self.sign = 1.0 - 2.0 * (torch.arange(rank, device=device) % 2)
 
-    def encode(self, obs: Float[Tensor, "P B *obs"], parameters: Parameters | None = None) -> Float[Tensor, "C P B H"]:
+    def encode(self, obs: Float[Tensor, "P B D"], parameters: Parameters | None = None) -> Float[Tensor, "C P B H"]:
         return per_critic(self.network(for_each_critic(obs), parameters))
 
     def evaluate(
@@ -144,22 +154,22 @@ class JointCritics:
     def __init__(
         self,
         make_features: Callable[[], nn.Module],
-        make_mlp: Callable[[tuple[int, ...]], MLP],
+        make_mlp: Callable[[int], MLP],
         actions: ActionSpace,
         seeds: list[int],
         device: torch.device | str = "cpu",
     ) -> None:
-        """`make_mlp`: from the shape of features and action together."""
+        """`make_mlp`: from the number of features and of the action's entries together."""
         self.actions = actions
 
         def make() -> nn.Module:
             features = make_features()
             size = num_features(features) + actions.num_factors * actions.width
-            return nn.ModuleDict({"features": features, "joint": with_head(make_mlp((size,)), 1)})
+            return nn.ModuleDict({"features": features, "joint": with_head(make_mlp(size), 1)})
 
         self.network = Population(make, seeds, device)
 
-    def encode(self, obs: Float[Tensor, "P B *obs"], parameters: Parameters | None = None) -> Float[Tensor, "C P B H"]:
+    def encode(self, obs: Float[Tensor, "P B D"], parameters: Parameters | None = None) -> Float[Tensor, "C P B H"]:
         return per_critic(self.network(for_each_critic(obs), parameters, part="features"))
 
     def evaluate(
@@ -196,12 +206,6 @@ class CriticsAt(NamedTuple):
         return losses.reduce_critics(self.critics.counterfactuals(self.encoded, action), self.reduce)
 
 
-def num_features(network: nn.Module) -> int:
-    size = network.out_features
-    assert isinstance(size, int), "require_contract has seen to it"
-    return size
-
-
 def with_head(features: nn.Module, num_out: int, gain: float = 1.0) -> nn.Module:
     """A linear layer on the features, its initial weights times `gain`."""
     head = nn.Linear(num_features(features), num_out)
@@ -220,16 +224,16 @@ def per_critic(x: Float[Tensor, " CP *rest"]) -> Float[Tensor, " C P *rest"]:
 
 
 def make_actor(
-    config: Config, obs_shape: tuple[int, ...], actions: ActionSpace, device: torch.device | str = "cpu"
+    config: Config, parts: Sequence[ObsPart], actions: ActionSpace, device: torch.device | str = "cpu"
 ) -> Actor:
     """The policies of all members."""
     seeds = member_seeds([member.seed for member in config.members()], "parameters", 0)
-    return Actor(network_spec(config, config.actor.layer_norm), obs_shape, actions, seeds, device)
+    return Actor(network_spec(config, parts, config.actor.layer_norm), parts, actions, seeds, device)
 
 
 def make_critics(
     config: Config,
-    obs_shape: tuple[int, ...],
+    parts: Sequence[ObsPart],
     actions: ActionSpace,
     device: torch.device | str = "cpu",
     members: Sequence[int] | None = None,
@@ -239,17 +243,17 @@ def make_critics(
         members = [member.seed for member in config.members()]
     seeds = [seed for critic in range(NUM_CRITICS) for seed in member_seeds(members, "parameters", 1 + critic)]
     settings = config.critic
-    network = network_spec(config, settings.layer_norm)
+    network = network_spec(config, parts, settings.layer_norm)
 
     def make_features() -> nn.Module:
-        if settings.structure == "joint" and network.name == BUILT_IN:
-            return MLP(obs_shape, [])  # no layers: they come after the action has joined
-        return build_network(network, obs_shape)
+        if settings.structure == "joint" and network.name in BUILT_IN:  # the layers come after the action has joined
+            return build_encoder(network.name, parts) or MLP(sum(part.size for part in parts), [])
+        return build_network(network, parts)
 
     if settings.structure == "joint":
 
-        def make_mlp(shape: tuple[int, ...]) -> MLP:
-            return MLP(shape, config.hidden_sizes, settings.layer_norm)
+        def make_mlp(size: int) -> MLP:
+            return MLP(size, config.hidden_sizes, settings.layer_norm)
 
         return JointCritics(make_features, make_mlp, actions, seeds, device)
     rank = settings.rank if settings.structure == "multilinear" and actions.num_factors > 1 else 0

@@ -6,10 +6,12 @@ The contract, for the built-in one and for those of users (docs/extending.md):
     out_features: int
     forward: [B, *obs_shape] -> [B, out_features]
 
+Images are scaled to [0, 1] and keep their shape, [H, W, C] for example; the parts of a Dict or Tuple are one vector.
+
 It knows nothing of the population and draws its initial weights from torch's global generator, as torch's layers do.
 """
 
-import math
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,13 +21,15 @@ from torch.func import functional_call
 
 from agent.config import Config
 from agent.config_fields import ConfigError, imported
+from agent.networks.encoders import CONVOLUTIONS, Encoder, fitting
+from envs.spaces import ObsPart
 
-BUILT_IN = "mlp"
+BUILT_IN = ("mlp", *CONVOLUTIONS)
 DROPOUTS = nn.modules.dropout._DropoutNd
 
 
 class NetworkSpec(NamedTuple):
-    """Which network: "mlp" or "module:Class", and the keyword arguments of its constructor beside obs_shape."""
+    """Which network: a built-in one or "module:Class", and what its constructor takes beside the observations."""
 
     name: str
     kwargs: dict[str, Any]
@@ -38,11 +42,9 @@ class NetworkError(ConfigError):
 class MLP(nn.Sequential):
     """Hidden layers of linear, optional layer normalization (Ba et al. 2016) and ReLU."""
 
-    def __init__(
-        self, obs_shape: tuple[int, ...], hidden_sizes: Sequence[int] = (128, 128), layer_norm: bool = False
-    ) -> None:
-        sizes = [math.prod(obs_shape), *hidden_sizes]
-        layers: list[nn.Module] = [] if len(obs_shape) == 1 else [nn.Flatten()]
+    def __init__(self, size: int, hidden_sizes: Sequence[int] = (128, 128), layer_norm: bool = False) -> None:
+        sizes = [size, *hidden_sizes]
+        layers: list[nn.Module] = []
         for num_in, num_out in zip(sizes, sizes[1:], strict=False):
             layers += [
                 nn.Linear(num_in, num_out),
@@ -53,33 +55,71 @@ class MLP(nn.Sequential):
         self.out_features = sizes[-1]
 
 
-def network_spec(config: Config, layer_norm: bool) -> NetworkSpec:
-    """The network of a config; `layer_norm` is the built-in one's."""
-    if config.network.name == BUILT_IN:
-        return NetworkSpec(BUILT_IN, {"hidden_sizes": config.hidden_sizes, "layer_norm": layer_norm})
-    return NetworkSpec(config.network.name, config.network.kwargs)
+def network_spec(config: Config, parts: Sequence[ObsPart], layer_norm: bool) -> NetworkSpec:
+    """The network of a config for observations of these parts; `layer_norm` is the built-in ones'."""
+    name = config.network.name
+    if name != "auto" and name not in BUILT_IN:
+        return NetworkSpec(name, config.network.kwargs)
+    kwargs = {"hidden_sizes": config.hidden_sizes, "layer_norm": layer_norm}
+    try:
+        return NetworkSpec(fitting(parts) if name == "auto" else name, kwargs)
+    except ValueError as error:
+        raise NetworkError(f"network.name=auto: {error}") from None
 
 
 def network_class(name: str) -> type[nn.Module]:
-    """The class that a setting names.  Imports the module of "module:Class"; ConfigError where that does not exist."""
-    if name == BUILT_IN:
-        return MLP
+    """The class of the user's own that a setting names.  Imports its module; ConfigError where it does not exist."""
     found = imported("network.name", name)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise NetworkError(f"network.name: got '{name}', which is not a class of torch.nn.Module")
     return found
 
 
-def build_network(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> nn.Module:
-    """One member's network, newly initialized."""
-    network = network_class(spec.name)
+def build_network(spec: NetworkSpec, parts: Sequence[ObsPart]) -> nn.Module:
+    """One member's network, newly initialized: [B, D] -> [B, out_features]."""
+    if spec.name in BUILT_IN:
+        encoder = build_encoder(spec.name, parts)
+        if encoder is None:
+            return MLP(sum(part.size for part in parts), **spec.kwargs)
+        return in_sequence(encoder=encoder, mlp=MLP(num_features(encoder), **spec.kwargs))
+    network, shape = network_class(spec.name), obs_shape(parts)
     try:
-        return network(obs_shape, **spec.kwargs)
+        made = network(shape, **spec.kwargs)
     except Exception as error:  # whatever a user's constructor raises
         raise NetworkError(
-            f"network.name={spec.name}: cannot be made for observations of shape {list(obs_shape)} with "
+            f"network.name={spec.name}: cannot be made for observations of shape {list(shape)} with "
             f"network.kwargs={spec.kwargs}: {type(error).__name__}: {error}"
         ) from error
+    return made if len(shape) == 1 else in_sequence(shape=nn.Unflatten(1, shape), network=made)
+
+
+def build_encoder(name: str, parts: Sequence[ObsPart]) -> nn.Module | None:
+    """What turns images into features, before the layers of an MLP; None: there are none."""
+    if name == "mlp" or not any(part.is_image for part in parts):
+        return None
+    try:
+        return Encoder(parts, name)
+    except ValueError as error:
+        raise NetworkError(f"network.name={name}: {error}") from None
+
+
+def obs_shape(parts: Sequence[ObsPart]) -> tuple[int, ...]:
+    """As a network of the user's own gets it."""
+    return parts[0].shape if len(parts) == 1 else (sum(part.size for part in parts),)
+
+
+def in_sequence(**modules: nn.Module) -> nn.Module:
+    """One after the other; the features are those of the last."""
+    sequence = nn.Sequential(OrderedDict(modules))
+    features: Any = getattr(sequence[-1], "out_features", None)  # require_contract looks at it
+    sequence.out_features = features
+    return sequence
+
+
+def num_features(network: nn.Module) -> int:
+    size = network.out_features
+    assert isinstance(size, int), "require_contract has seen to it"
+    return size
 
 
 def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -89,7 +129,7 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
         return make()
 
 
-def require_contract(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> None:
+def require_contract(spec: NetworkSpec, parts: Sequence[ObsPart]) -> None:
     """NetworkError where a network does not keep to the contract, by trying it on a few observations.
 
     Refused by name: what changes its buffers (batch normalization), draws random numbers (dropout), computes a row's
@@ -100,7 +140,7 @@ def require_contract(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> None:
     def refuse(what: str) -> NoReturn:
         raise NetworkError(f"network.name={spec.name}: {what}")
 
-    network, same, other = (seeded(lambda: build_network(spec, obs_shape), seed) for seed in (0, 0, 1))
+    network, same, other = (seeded(lambda: build_network(spec, parts), seed) for seed in (0, 0, 1))
     if any(isinstance(p, nn.parameter.UninitializedParameter) for p in network.parameters()):
         refuse("has lazy layers; give them their sizes")
     size = getattr(network, "out_features", None)
@@ -110,7 +150,8 @@ def require_contract(spec: NetworkSpec, obs_shape: tuple[int, ...]) -> None:
     if any(not torch.equal(tensor, tensors_of(same)[name]) for name, tensor in tensors.items()):
         refuse("its initial weights do not follow from torch's random seed; draw them with torch")
     before = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    shape, obs = (3, *obs_shape), torch.randn(3, *obs_shape, generator=torch.Generator().manual_seed(0))
+    shape, size_in = (3, *obs_shape(parts)), sum(part.size for part in parts)
+    obs = torch.randn(3, size_in, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             given = obs.clone()

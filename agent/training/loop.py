@@ -14,7 +14,7 @@ from agent.action_space import ActionSpace
 from agent.algorithms.base import Algorithm, Task, make_algorithm
 from agent.config import Config
 from agent.config_fields import ConfigError
-from agent.normalizer import ObservationNormalizer
+from agent.normalizer import make_normalizer
 from agent.seeding import member_seeds
 from agent.state import State, named
 from agent.training.acceleration import Compiled, CudaGraphs, Runner, pays_to_compile, run_plain
@@ -48,10 +48,11 @@ class TrainingLoop:
         env.expect_frame_stack_(stack)
         first_obs = env.reset(member_seeds(self.seeds, "environments"))  # first: it tells whether there are masks
         require_masks_asked_for(config, env)
-        binary = torch.from_numpy(env.observations.binary)
-        self.normalizer = ObservationNormalizer(self.num_members, binary, enabled=config.normalize_obs, device=device)
+        self.normalizer = make_normalizer(
+            self.num_members, env.observations, enabled=config.normalize_obs, device=device
+        )
         task = Task(
-            obs_shape=(env.observations.size,),
+            obs_parts=env.observations.parts,
             obs_dtype=torch.uint8 if env.observations.are_bytes else torch.float32,
             actions=ActionSpace(env.actions.num_choices, device),
             has_masks=env.masks is not None,

@@ -19,6 +19,7 @@ from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
 from agent.memory import told_if_it_runs_out
 from agent.metrics import METRICS
+from agent.networks.encoders import described
 from agent.policy import MemberInfo, Policy, describe_policy
 from agent.seeding import member_seeds
 from agent.state import State, capture, named, restore_
@@ -147,6 +148,8 @@ class Trainer:
         stack.enter_context(self.stop)
         if preprocessing:
             self.console.message(f"Preprocessing: {preprocessing}.")
+        if any(part.is_image for part in self.env.observations.parts):
+            self.console.message(f"Network: {described(self.policy.info.network.name, self.env.observations.parts)}.")
         if checkpoint is not None:
             self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
         if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
