@@ -76,12 +76,12 @@ class EnvSettings(Section):
         description="wrappers of each single environment, the innermost first: module:Class or folder/file.py:Class of "
         "a gymnasium.Wrapper, or {name: module:Class, kwargs: {…}}. With wrappers no vector class is used",
     )
-    preprocessing: Literal["auto", "none", "atari"] = Field(
+    preprocessing: Literal["auto", "none", "atari", "minigrid"] = Field(
         "auto",
         description="before the wrappers; atari: 84x84 grey frames, four of them stacked, each action repeated for "
         "four frames, up to 30 no-ops at a reset, sticky actions as the id has them (v5: 0.25), rewards not clipped, a "
-        "lost life does not end an episode; for other values, none and env.wrappers. auto: atari for ids of ALE whose "
-        "observations are frames, none for others",
+        "lost life does not end an episode; for other values, none and env.wrappers. minigrid: codes of cells are "
+        "one-hot. auto: atari for ids of ALE whose observations are frames, minigrid for its ids, none for others",
     )
     vectorization_mode: Literal["auto", "sync", "async", "vector_entry_point"] = Field(
         "auto",

@@ -36,7 +36,7 @@ class SingleEnv:
     spec: EnvSpec
     kwargs: Mapping[str, Any]  # the user's
     wrappers: Sequence[Wrapping]
-    preprocessing: str  # none or atari
+    preprocessing: str  # none, atari or minigrid
     render_mode: str | None
 
     @classmethod
@@ -62,9 +62,7 @@ class SingleEnv:
         if self.render_mode is not None:
             kwargs["render_mode"] = self.render_mode
         with explained(self.spec, self.kwargs, self.render_mode):
-            env = gymnasium.make(self.spec, **kwargs)
-            if self.preprocessing == "atari":
-                env = preprocessed(env)
+            env = preprocessed(gymnasium.make(self.spec, **kwargs), self.preprocessing)
         for wrap in self.wrappers:
             try:
                 env = wrap(env)

@@ -1,5 +1,6 @@
-"""Atari's preprocessing: the same for the vector class and a single environment; returns are the game's."""
+"""Preprocessing: Atari's is the same for the vector class and a single environment; MiniGrid's codes are one-hot."""
 
+import contextlib
 import importlib.util
 import json
 from pathlib import Path
@@ -19,6 +20,8 @@ from agent.training.loop import TrainingLoop
 from agent.training.setup import in_force
 from envs import UserError
 from envs.preprocessing import preprocessing_of
+from envs.spaces import ObsPart
+from envs.vector_environment import environment_seeds
 
 PONG = EnvSpec("ALE/Pong-v5", entry_point="ale_py.env:AtariEnv", kwargs={"repeat_action_probability": 0.25})
 OLD_PONG = EnvSpec("PongNoFrameskip-v4", entry_point="ale_py.env:AtariEnv")
@@ -43,8 +46,9 @@ def test_auto_is_atari_for_frames_of_ale(spec: EnvSpec, kwargs: dict[str, Any], 
 @pytest.mark.parametrize(
     ("spec", "kwargs", "wanted", "message"),
     [
-        (PONG, {}, "Atari", "env.preprocessing must be one of auto, none, atari; got 'Atari'"),
+        (PONG, {}, "Atari", "env.preprocessing must be one of auto, none, atari, minigrid; got 'Atari'"),
         (CARTPOLE, {}, "atari", "env.preprocessing=atari is for the ids of ALE; CartPole-v1 is none of them"),
+        (CARTPOLE, {}, "minigrid", "env.preprocessing=minigrid is for the ids of MiniGrid; CartPole-v1 is none"),
         (PONG, {"frameskip": 2}, "auto", "env.kwargs.frameskip is decided by env.preprocessing=atari; .*env.wrappers"),
         (PONG, {"reward_clipping": True}, "auto", "to learn from clipped rewards, set clip_reward=1"),
     ],
@@ -150,3 +154,31 @@ def test_the_learner_sees_clipped_rewards_and_statistics_do_not(
     env.close()
     assert loop.learner.rewards == pytest.approx(expected)  # type: ignore[attr-defined]
     assert loop.episodes.read_()["train/episode_return"][0] == pytest.approx((0 + 1 + 2 + 100) / 2)
+
+
+DOOR_KEY = "minigrid:MiniGrid-DoorKey-5x5-v0"
+
+
+def test_codes_of_minigrid_are_one_hot() -> None:
+    single = gymnasium.make(DOOR_KEY)
+    obs, _ = single.reset(seed=environment_seeds([3], 1)[0])
+    with contextlib.closing(envs.make(DOOR_KEY, 1)) as env:
+        flat = env.reset([3])[0].numpy()
+        direction, image = env.observations.parts
+    assert (direction.name, image.name, image.shape) == ("direction", "image", (7, 7, 21)) and image.is_image
+    cells = flat[direction.size :].reshape(image.shape)
+    for codes, (first, last) in zip(np.moveaxis(obs["image"], -1, 0), [(0, 11), (11, 17), (17, 21)], strict=True):
+        assert np.array_equal(cells[..., first:last].argmax(-1), codes)
+    assert (cells.sum(-1) == 3).all()
+
+
+def test_other_codes_of_minigrid_are_one_hot_on_demand() -> None:
+    wrappers = ["minigrid.wrappers:FullyObsWrapper", "envs.preprocessing:CellCodes", "minigrid.wrappers:ImgObsWrapper"]
+    with contextlib.closing(envs.make(DOOR_KEY, 1, wrappers=wrappers)) as env:
+        assert env.observations.parts == (ObsPart("", (5, 5, 21), is_image=True),)
+        env.reset([0])
+
+
+def test_codes_are_refused_where_there_are_none() -> None:
+    with pytest.raises(UserError, match="CartPole.* has no codes of cells in its observations: Box"):
+        envs.make("CartPole-v1", 1, wrappers=["envs.preprocessing:CellCodes"])
