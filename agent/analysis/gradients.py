@@ -15,6 +15,7 @@ from agent.diagnostics.gradient_quality import Moments, estimated_gradient, mome
 from agent.diagnostics.inspection import unbiased_estimator
 from agent.estimators import make_estimator
 from agent.networks.heads import NUM_CRITICS, Critics, CriticsAt, make_critics, reduction
+from agent.networks.modules import network_spec
 from agent.policy import Policy
 from agent.seeding import member_seeds
 from agent.weights import CRITICS_FILE, in_new_format, load_weights
@@ -36,8 +37,9 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
         raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
     if not path.is_file():
         raise UserError(f"{path}: no such file; --gradients needs the folder of a finished run of gumbel_actor_critic")
-    if config.network.name != policy.info.network.name:
-        raise UserError(f"{run}: config.yaml names network.name={config.network.name}, the policy another one")
+    named = network_spec(config, policy.observations.parts, config.actor.layer_norm).name
+    if named != policy.info.network.name:
+        raise UserError(f"{run}: config.yaml names network.name={named}, the policy {policy.info.network.name}")
     part = "joint." if config.critic.structure == "joint" else ""
     stored = in_new_format(load_weights(path), new=part)
     actions = ActionSpace(policy.factored.num_choices)
