@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from agent.analysis import video
-from agent.analysis.video import mp4, pictures
+from agent.analysis.video import magnified, mp4, pictures
 
 GREY = np.array([[0, 51, 102, 17, 34], [153, 204, 255, 5, 7]], np.uint8)  # [2, 5]
 RGB = np.stack([GREY] * 3, -1)
@@ -44,6 +44,13 @@ def test_every_kind_of_frame_is_the_same_picture(rendered: Any) -> None:
 def test_black_and_white_and_lists_of_frames() -> None:
     assert pictures(np.array([[False, True], [True, False]]))[0][..., 0].tolist() == [[0, 255], [255, 0]]
     assert len(pictures([RGB, RGB])) == len(pictures(np.stack([RGB, RGB]))) == 2 and pictures([]) == []
+
+
+def test_pixels_of_small_frames_become_squares() -> None:
+    (picture,) = pictures(np.eye(10))
+    large = magnified(picture)
+    assert large.shape == (240, 240, 3) and np.array_equal(large[12::24, 12::24], picture)
+    assert magnified(large) is large and magnified(np.zeros((2, 30, 3), np.uint8)).shape == (16, 240, 3)
 
 
 @pytest.mark.parametrize(

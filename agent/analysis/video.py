@@ -19,6 +19,7 @@ from agent.seeding import member_seeds
 from envs import UserError, VectorEnvironment
 
 Picture = UInt8[np.ndarray, "height width 3"]
+TOO_SMALL, VISIBLE = 32, 240  # pixels of a frame's longer side
 logger = logging.getLogger(__name__)
 
 
@@ -97,7 +98,7 @@ def show(env: VectorEnvironment, add: Callable[[Picture], None]) -> None:
     frames = env.render()
     try:
         for picture in pictures(None if frames is None else frames[0]):
-            add(picture)
+            add(magnified(picture))
     except ValueError as error:
         raise UserError(f"{env.spec_id}: no video: {error}") from None
 
@@ -143,6 +144,15 @@ def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
         num_written = 0
     if num_written < count:
         raise OSError(f"ffmpeg has written {num_written} of {count} frames")
+
+
+def magnified(picture: Picture) -> Picture:
+    """The picture, each pixel a square of many where there are too few to see, as in MinAtar's 10x10."""
+    longer_side = max(picture.shape[:2])
+    if longer_side >= TOO_SMALL:
+        return picture
+    factor = 2 * (VISIBLE // (2 * longer_side))
+    return np.ascontiguousarray(picture.repeat(factor, 0).repeat(factor, 1))
 
 
 def pictures(rendered: Any) -> list[Picture]:
