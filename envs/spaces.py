@@ -52,8 +52,8 @@ class _Numbers:
         array = np.array(obs, dtype=np.float32, order="C")
         if array.shape[1:] != self.shape and without_ones(array.shape[1:]) != without_ones(self.shape):
             raise ValueError(f"observations of shape {array.shape[1:]}, expected {self.shape}")
-        if self.binary and ((array != 0) & (array != 1)).any():
-            raise UserError(f"an observation outside of its space {self.space}: {array.tolist()}")
+        if self.binary and (wrong := (array != 0) & (array != 1)).any():
+            raise UserError(f"an observation outside of its space {self.space}: a value of {array[wrong][0]:g}")
         if self.is_image and self.space.dtype != np.uint8 and not (self.low <= array.min() <= array.max() <= self.high):
             raise UserError(
                 f"an image with values from {array.min():g} to {array.max():g}, outside of its space {self.space}"

@@ -14,7 +14,7 @@ from torch import Generator, nn
 from agent import Policy
 from agent.action_space import ActionSpace
 from agent.config_loader import load_config
-from agent.networks.encoders import ToChannelsFirst
+from agent.networks.encoders import ToChannelsFirst, described
 from agent.networks.heads import make_actor, make_critics
 from agent.networks.modules import NetworkError, NetworkSpec, build_network, network_spec, num_features, seeded
 from agent.training.trainer import train
@@ -111,6 +111,14 @@ def test_sizes_are_those_of_the_documentation(name: str, shape: tuple[int, ...],
     network = build_network(NetworkSpec(name, {"hidden_sizes": [], "layer_norm": False}), parts_of(shape))
     assert sum(parameter.numel() for parameter in network.parameters()) == weights
     assert network[0].out_features == features
+
+
+def test_to_describe_a_network_draws_no_numbers() -> None:
+    before = torch.random.get_rng_state()
+    said = described("nature", parts_of((4, 84, 84), (3,)))
+    assert said.endswith("'part 0' of shape [4, 84, 84] into 3139 features, 77,984 weights before hidden_sizes")
+    assert described("mlp", parts_of((9, 9))) == "mlp takes the image 'part 0' of shape [9, 9]"
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("name", ["conv", "nature", "impala"])

@@ -151,7 +151,8 @@ def described(name: str, parts: Sequence[ObsPart]) -> str:
     images = " and ".join(map(name_of, (part for part in parts if part.is_image)))
     if name not in CONVOLUTIONS:
         return f"{name} takes {images}"
-    encoder = Encoder(parts, name)
+    with torch.device("meta"):
+        encoder = Encoder(parts, name)
     weights = sum(parameter.numel() for parameter in encoder.parameters())
     return f"{name} turns {images} into {encoder.out_features} features, {weights:,} weights before hidden_sizes"
 
