@@ -98,7 +98,7 @@ def show(env: VectorEnvironment, add: Callable[[Picture], None]) -> None:
     frames = env.render()
     try:
         for picture in pictures(None if frames is None else frames[0]):
-            add(magnified(picture))
+            add(picture)
     except ValueError as error:
         raise UserError(f"{env.spec_id}: no video: {error}") from None
 
@@ -120,7 +120,8 @@ def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
     def add(picture: Picture) -> None:
         nonlocal writer, shape, count
         if writer is None:
-            height, width, _ = shape = picture.shape
+            shape = picture.shape
+            height, width, _ = magnified(picture).shape
             writer = imageio_ffmpeg.write_frames(
                 str(path), (width, height), fps=fps, macro_block_size=2, ffmpeg_log_level="error"
             )
@@ -128,7 +129,7 @@ def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
         if picture.shape != shape:
             sizes = " to ".join(f"{height}x{width}" for height, width, _ in (shape, picture.shape))
             raise ValueError(f"the frames change their size, from {sizes}; a video has one size")
-        writer.send(picture)
+        writer.send(magnified(picture))
         count += 1
 
     try:
@@ -146,7 +147,7 @@ def mp4(path: Path, fps: int | float) -> Iterator[Callable[[Picture], None]]:
         raise OSError(f"ffmpeg has written {num_written} of {count} frames")
 
 
-def magnified(picture: Picture) -> Picture:
+def magnified(picture: Picture) -> UInt8[np.ndarray, "more_rows more_columns 3"]:
     """The picture, each pixel a square of many where there are too few to see, as in MinAtar's 10x10."""
     longer_side = max(picture.shape[:2])
     if longer_side >= TOO_SMALL:
