@@ -531,8 +531,9 @@ class Config(Section):
         changed = [f"{key}: got {self.value_of(key)!r}" for key in given if self.value_of(key) != defaults[key]]
         if changed:
             raise ValueError(
-                f"{'; '.join(changed)}; but network.name={self.network.name} does not read it, only network.name=mlp "
-                "does (and a critic with critic.structure=joint reads hidden_sizes and critic.layer_norm); leave it out"
+                f"{'; '.join(changed)}; but network.name={self.network.name} does not read it, only the built-in "
+                "ones do (and a critic with critic.structure=joint reads hidden_sizes and critic.layer_norm); leave it "
+                "out"
             )
         return self
 

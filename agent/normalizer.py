@@ -30,7 +30,7 @@ class ObservationNormalizer:
         """`offset`, `scale`: known of an entry from the space; a scale of 0: nothing is known."""
         is_known = scale > 0
         self.is_running = (~is_known & enabled).to(device)
-        self.any_running = bool(self.is_running.any())
+        self.any_running, self.enabled = bool(self.is_running.any()), enabled
         self.is_identity = not self.any_running and bool((~is_known | ((scale == 1) & (offset == 0))).all())
         self.mean = offset.to(device).repeat(num_members, 1)
         self.var = torch.where(is_known, scale, 1.0).square().to(device).repeat(num_members, 1)
@@ -62,7 +62,7 @@ class ObservationNormalizer:
             return obs
         mean, std = self.mean.unsqueeze(1), self.var.sqrt().clamp(min=1e-4).unsqueeze(1)
         scaled = (obs - mean).div_(std)
-        return scaled.clamp_(-self.LIMIT, self.LIMIT) if self.any_running else scaled
+        return scaled.clamp_(-self.LIMIT, self.LIMIT) if self.enabled else scaled
 
 
 def make_normalizer(

@@ -49,8 +49,6 @@ def preprocessing_of(spec: EnvSpec, kwargs: Mapping[str, Any], wanted: str = "au
         arguments = {**spec.kwargs, **kwargs}
         is_frames = arguments.get("obs_type") != "ram" and not arguments.get("sound_obs")
         wanted = "atari" if is_atari and is_frames else "minigrid" if is_minigrid else "none"
-    if wanted == "minigrid" and not is_minigrid:
-        raise UserError(f"env.preprocessing=minigrid is for the ids of MiniGrid; {spec.id} is none of them")
     if wanted != "atari":
         return wanted
     if not is_atari:
@@ -83,7 +81,7 @@ class CellCodes(gymnasium.ObservationWrapper):
         space = env.observation_space
         image = space["image"] if isinstance(space, spaces.Dict) else space
         if not isinstance(image, spaces.Box | spaces.MultiDiscrete) or image.shape[2:] != (len(NUM_CODES),):
-            raise UserError(f"{env} has no codes of cells in its observations: {space}")
+            raise UserError(f"MiniGrid's codes of cells are expected in observations, but these are {space}")
         codes = spaces.MultiDiscrete(np.broadcast_to(NUM_CODES, image.shape).copy(), dtype=image.dtype)
         if isinstance(space, spaces.Dict):
             self.observation_space = spaces.Dict({**space.spaces, "image": codes}, sort_keys=False)

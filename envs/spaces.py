@@ -78,7 +78,7 @@ class _OneHot:
         self.entry = np.repeat(np.arange(len(counts)), counts)  # which entry a column looks at
         self.value = np.concatenate([start + np.arange(n) for start, n in zip(_starts(space), counts, strict=True)])
         cells = counts.reshape(-1, shape[-1]) if self.ndim == 3 else np.zeros((0, 1))
-        self.is_image = len(cells) > 0 and bool((cells == cells[0]).all())
+        self.is_image = len(cells) > 0 and min(shape[:2]) >= 3 and bool((cells == cells[0]).all())
         self.shape = (*shape[:2], int(cells[0].sum())) if self.is_image else (self.size,)
 
     def encode(self, obs: Any) -> Float32[np.ndarray, "E D"]:

@@ -13,10 +13,19 @@ from torch import Generator, nn
 
 from agent import Policy
 from agent.action_space import ActionSpace
+from agent.config import NETWORKS
 from agent.config_loader import load_config
 from agent.networks.encoders import ToChannelsFirst, described
 from agent.networks.heads import make_actor, make_critics
-from agent.networks.modules import NetworkError, NetworkSpec, build_network, network_spec, num_features, seeded
+from agent.networks.modules import (
+    BUILT_IN,
+    NetworkError,
+    NetworkSpec,
+    build_network,
+    network_spec,
+    num_features,
+    seeded,
+)
 from agent.training.trainer import train
 from envs.errors import UserError
 from envs.spaces import FlatObservations, ObsPart
@@ -53,6 +62,7 @@ def test_what_is_an_image(space: spaces.Space, shape: tuple[int, ...]) -> None:
         box((128,)),
         box((10, 5), np.float32),
         box((2, 50)),
+        spaces.MultiDiscrete(np.full((2, 9, 2), 3)),  # too narrow for a filter
         spaces.Box(-np.inf, np.inf, (8, 8, 3)),
         spaces.MultiDiscrete(np.arange(1, 28).reshape(3, 3, 3)),  # cells of different codes
     ],
@@ -83,11 +93,16 @@ def test_layouts_of_one_picture_lead_to_the_same_channels(generator: Generator) 
         (8, 9, 6): picture.permute(0, 2, 3, 1),
         (6, 8, 9): picture,
         (3, 8, 9, 2): picture.unflatten(1, (3, 2)).permute(0, 1, 3, 4, 2),  # three frames of two channels
+        (3, 2, 8, 9): picture,
     }
     for shape, obs in layouts.items():
         assert torch.equal(ToChannelsFirst(ObsPart("", shape, True))(obs.flatten(1)), picture)
     one_channel = ToChannelsFirst(ObsPart("", (8, 9), True))
     assert torch.equal(one_channel(picture[:, 0].flatten(1)), picture[:, :1])
+
+
+def test_settings_name_the_networks_that_there_are() -> None:
+    assert ("auto", *BUILT_IN) == NETWORKS
 
 
 @pytest.mark.parametrize(

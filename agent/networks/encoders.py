@@ -3,6 +3,7 @@
 Axes: B batch row · H, W rows and columns of a picture · C its channels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ class ToChannelsFirst(nn.Module):
     """[B, H W C] -> [B, C, H, W], from the layout that the observation space has.
 
     Two axes: [H, W]. Three: [H, W, C] or [C, H, W]; the channels are along the shorter one of first and last. Four:
-    frames one after the other, [F, H, W, C], whose channels are put side by side.
+    frames one after the other, [F, H, W, C] or [F, C, H, W], whose channels are put side by side.
     """
 
     def __init__(self, part: ObsPart) -> None:
@@ -40,17 +41,16 @@ class ToChannelsFirst(nn.Module):
         match part.shape:
             case height, width:
                 self.axes, self.picture = (0, 1), Picture(1, height, width)
-            case first, second, third:
+            case *frames, first, second, third if len(frames) <= 1:
                 if second < min(first, third):
                     raise ValueError(
                         f"{name_of(part)} seems to have its channels along the axis in the middle; a wrapper can "
                         "move them to the first or the last (env.wrappers), network.name=mlp takes them as a vector"
                     )
-                is_last = third <= first
-                self.axes = (2, 0, 1) if is_last else (0, 1, 2)
-                self.picture = Picture(third, first, second) if is_last else Picture(first, second, third)
-            case frames, height, width, channels:
-                self.axes, self.picture = (0, 3, 1, 2), Picture(frames * channels, height, width)
+                channels, height, width = (2, 0, 1) if third <= first else (0, 1, 2)
+                self.axes = (*range(len(frames)), *(len(frames) + axis for axis in (channels, height, width)))
+                of_frame = part.shape[len(frames) :]
+                self.picture = Picture(math.prod(frames) * of_frame[channels], of_frame[height], of_frame[width])
             case _:
                 raise ValueError(f"{name_of(part)} is no picture")
 
