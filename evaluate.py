@@ -149,12 +149,12 @@ def report_gradients(options: argparse.Namespace) -> None:
     policy = load(options)
     config = load_config(run / "config.yaml", of_run=True)
     torch.set_num_threads(config.num_threads)
-    critics = load_critics(run, config, policy)
+    critics, encoder = load_critics(run, config, policy)
     changes = changes_of(options, policy)
     env_id = changes.get("id", policy.info.env.id)
     num_envs = num_parallel_envs(options.episodes)
     with contextlib.redirect_stdout(sys.stderr), contextlib.closing(make_env(policy, num_envs, changes=changes)) as env:
-        states = visited_states(policy, env, options.seed)
+        states = visited_states(policy, encoder, env, options.seed)
     rows = gradient_report(policy, critics, config, states, options.seed)
     if options.json:
         print(json.dumps(finite({"env_id": env_id, "batch_size": config.batch_size, "rows": rows}), allow_nan=False))

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from agent import losses
+
 IMPOSSIBLE = -1e30  # logit of a padding choice: probability exactly 0, and 0 * log 0 stays 0 where -inf gives NaN
 
 
@@ -31,12 +33,14 @@ class ActionSpace:
             return logits.masked_fill(~mask, IMPOSSIBLE)
         return logits.masked_fill(~self.mask, IMPOSSIBLE) if self.is_ragged else logits
 
-    def max_entropy(self, mask: Bool[Tensor, "P B K N"] | None = None) -> Float[Tensor, " P"] | float:
+    def max_entropy(
+        self, mask: Bool[Tensor, "P B K N"] | None = None, weight: Float[Tensor, "P B"] | None = None
+    ) -> Float[Tensor, " P"] | float:
         """sum_k log n_k [nats], the largest entropy that a policy can have; with a mask n_k counts its legal choices,
-        and the sum is the mean over the batch."""
+        and the sum is the mean over the rows that count."""
         if mask is None:
             return sum(math.log(n) for n in self.num_choices)
-        return mask.sum(-1).log().sum(-1).mean(-1)
+        return losses.mean(mask.sum(-1).log().sum(-1), weight)
 
     def one_hot(self, action: Int[Tensor, "*batch K"]) -> Float[Tensor, "*batch K N"]:
         return (action.unsqueeze(-1) == self.choice).float()

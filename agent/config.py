@@ -24,10 +24,12 @@ from agent.config_fields import (
 )
 from agent.derived_defaults import (
     TOTAL_ENV_STEPS,
+    batch_of_the_network,
     persistence_of_the_environments,
     updates_of_the_budget,
     warm_up_of_the_budget,
 )
+from envs.frame_stack import MAX_FRAMES
 from envs.importing import OWN_CLASS
 from envs.masks import ACTION_MASK_KEY
 
@@ -76,6 +78,13 @@ class EnvSettings(Section):
         description="wrappers of each single environment, the innermost first: module:Class or folder/file.py:Class of "
         "a gymnasium.Wrapper, or {name: module:Class, kwargs: {…}}. With wrappers no vector class is used",
     )
+    obs_history: int = Field(
+        1,
+        ge=1,
+        le=MAX_FRAMES,
+        description="observations that the policy sees together: the newest and those before it, as "
+        "gymnasium.wrappers:FrameStackObservation around env.wrappers gives them; the replay keeps each once",
+    )
     preprocessing: Literal["auto", "none", "atari", "minigrid"] = Field(
         "auto",
         description="before the wrappers; atari: 84x84 grey frames, four of them stacked, each action repeated for "
@@ -113,16 +122,20 @@ class EnvSettings(Section):
 
     @model_validator(mode="after")
     def wrappers_need_single_environments(self) -> "EnvSettings":
-        if self.wrappers and self.vectorization_mode == "vector_entry_point":
+        wrapping = "env.wrappers are" if self.wrappers else "env.obs_history is" if self.obs_history > 1 else ""
+        if wrapping and self.vectorization_mode == "vector_entry_point":
             raise ValueError(
-                "env.vectorization_mode: got 'vector_entry_point', but env.wrappers are put around single "
-                "environments; use auto, sync or async"
+                f"env.vectorization_mode: got 'vector_entry_point', but {wrapping} put around single environments; use "
+                "auto, sync or async"
             )
         return self
 
     def for_make(self) -> dict[str, Any]:
         """As arguments of envs.make."""
         settings = self.model_dump(exclude={"num_envs"})
+        if (stack_size := settings.pop("obs_history")) > 1:
+            stack = {"name": "gymnasium.wrappers:FrameStackObservation", "kwargs": {"stack_size": stack_size}}
+            settings["wrappers"] = [*settings["wrappers"], stack]
         return {"env_id": settings.pop("id"), **settings}
 
 
@@ -242,6 +255,16 @@ class NetworkConfig(Section):
         "of your own torch.nn.Module (docs/extending.md)",
     )
     kwargs: Kwargs = Field({}, description="keyword arguments of your own network's constructor")
+    memory: Literal["none", "gru", "mingru"] = Field(
+        "none",
+        description="what the policy remembers of the observations before; gru: a gated recurrent unit; mingru: one "
+        "whose gates see the observation alone, computed for all steps of a sequence at once",
+    )
+    memory_size: int = Field(128, ge=1, description="numbers of the memory's state")
+
+    @property
+    def state_size(self) -> int:
+        return 0 if self.memory == "none" else self.memory_size
 
     @field_validator("name")
     @classmethod
@@ -423,7 +446,21 @@ class Config(Section):
         json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
     )
     batch_size: int = Field(
-        128, ge=1, description="transitions of an update, per member", json_schema_extra=ACTOR_CRITIC
+        default_factory=batch_of_the_network,
+        ge=1,
+        description="transitions of an update, per member; left out: 128, with network.memory 512",
+        json_schema_extra=ACTOR_CRITIC,
+    )
+    sequence_length: int = Field(
+        32,
+        ge=1,
+        description="with network.memory: steps in a row that are learned from together; batch_size is a multiple",
+    )
+    burn_in: int = Field(
+        8,
+        ge=0,
+        description="with network.memory: steps before them that bring the stored state up to date",
+        json_schema_extra=ACTOR_CRITIC,
     )
     updates_per_step: float = Field(
         default_factory=updates_of_the_budget,
@@ -518,6 +555,17 @@ class Config(Section):
             raise ValueError(
                 f"algorithm_kwargs: got {self.algorithm_kwargs!r}, but algorithm={self.algorithm} takes none; they are "
                 "for an algorithm of your own, algorithm=module:Class"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def a_batch_holds_whole_sequences(self) -> "Config":
+        length = self.sequence_length
+        if self.network.memory != "none" and self.batch_size % length:
+            whole = max(1, round(self.batch_size / length)) * length
+            raise ValueError(
+                f"batch_size: got {self.batch_size}, but with network.memory={self.network.memory} it must be a "
+                f"multiple of sequence_length={length}, for example {whole}"
             )
         return self
 

@@ -20,3 +20,7 @@ def warm_up_of_the_budget(given: Mapping[str, Any]) -> int:
 
 def persistence_of_the_environments(given: Mapping[str, Any]) -> float | list[float]:
     return [0.5, 0.95] if "env" in given and given["env"].num_envs > 1 else 0.7
+
+
+def batch_of_the_network(given: Mapping[str, Any]) -> int:
+    return 512 if "network" in given and given["network"].memory != "none" else 128

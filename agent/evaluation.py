@@ -173,13 +173,16 @@ def _run_round(
     episodes: list[list[list[Episode]]] = [[[] for _ in range(num_envs)] for _ in range(num_members)]
     policy.seed_(*seed)
     obs = env.reset(member_seeds(policy.seeds, "evaluation", *seed))
+    state = policy.actor.initial_state(num_members, num_envs)
     total, length = np.zeros(quota.shape), np.zeros(quota.shape, dtype=np.int64)
     is_running = quota > 0
     while is_running.any():
         before_step(num_done)
         mask = None if env.masks is None else env.masks.obs.unflatten(0, quota.shape)
-        action = policy.choose(obs.unflatten(0, quota.shape), sampled=sampled, mask=mask)
+        action, state = policy.choose(obs.unflatten(0, quota.shape), state, sampled=sampled, mask=mask)
         step = env.step(action.flatten(0, 1))
+        goes_on = (step.valid & ~(step.terminated | step.truncated)).view(quota.shape)
+        state = state * goes_on.unsqueeze(-1)
         obs, is_broken_off = step.obs, env.broken_off.reshape(quota.shape)
         reward, done, valid = (
             x.view(quota.shape).cpu().numpy() for x in (step.reward, step.terminated | step.truncated, step.valid)

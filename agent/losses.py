@@ -1,6 +1,6 @@
 """Values, targets and losses: one equation a function, differentiated where they are used.
 
-Losses keep the population axis: means over B, never over P.
+Losses keep the population axis: means over B, never over P. `weight` is 0 for rows that do not count.
 """
 
 import torch
@@ -39,6 +39,11 @@ def steps_counted(
     return torch.minimum(length, (n.unsqueeze(-1) + uniform).long())
 
 
+def mean(x: Float[Tensor, "P B"], weight: Float[Tensor, "P B"] | None = None) -> Float[Tensor, " P"]:
+    """Over the rows that count; without weights over all."""
+    return x.mean(-1) if weight is None else (x * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
 def td_target(
     reward: Float[Tensor, "P B"], discount: Float[Tensor, "P B"], next_value: Float[Tensor, "P B"]
 ) -> Float[Tensor, "P B"]:
@@ -46,23 +51,31 @@ def td_target(
     return reward + discount * next_value
 
 
-def critic_loss(q_a: Float[Tensor, "C P B"], target: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
+def critic_loss(
+    q_a: Float[Tensor, "C P B"], target: Float[Tensor, "P B"], weight: Float[Tensor, "P B"] | None = None
+) -> Float[Tensor, " P"]:
     """mean_B sum_C (Q_c(s, a) - z)^2."""
-    return (q_a - target).square().sum(0).mean(-1)
+    return mean((q_a - target).square().sum(0), weight)
 
 
 def actor_loss(
-    q: Float[Tensor, "P B"], policy_entropy: Float[Tensor, "P B"], alpha: Float[Tensor, " P"]
+    q: Float[Tensor, "P B"],
+    policy_entropy: Float[Tensor, "P B"],
+    alpha: Float[Tensor, " P"],
+    weight: Float[Tensor, "P B"] | None = None,
 ) -> Float[Tensor, " P"]:
     """-mean_B (Q(s, a) + alpha H(pi(.|s)))."""
-    return -(q + alpha.unsqueeze(-1) * policy_entropy).mean(-1)
+    return -mean(q + alpha.unsqueeze(-1) * policy_entropy, weight)
 
 
 def alpha_loss(
-    log_alpha: Float[Tensor, " P"], policy_entropy: Float[Tensor, "P B"], target_entropy: Float[Tensor, " P"]
+    log_alpha: Float[Tensor, " P"],
+    policy_entropy: Float[Tensor, "P B"],
+    target_entropy: Float[Tensor, " P"],
+    weight: Float[Tensor, "P B"] | None = None,
 ) -> Float[Tensor, " P"]:
     """log_alpha (mean_B H - H_target): alpha falls while the entropy is above its target.
 
     Differs from Haarnoja et al. 2018, eq. 18: log_alpha in place of alpha as the factor, as their own code has it.
     """
-    return log_alpha * (policy_entropy.mean(-1) - target_entropy)
+    return log_alpha * (mean(policy_entropy, weight) - target_entropy)

@@ -21,7 +21,7 @@ from agent.config_loader import describe
 from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor
-from agent.networks.modules import BUILT_IN, NetworkSpec, network_spec
+from agent.networks.modules import BUILT_IN, MemorySpec, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer, make_normalizer
 from agent.seeding import member_seeds
 from agent.weights import in_new_format, load_weights, save_weights
@@ -31,6 +31,7 @@ from envs.importing import OWN_CLASS, is_ours
 from envs.masks import ACTION_MASK_KEY, MaskReader
 from envs.random_streams import RandomStreams
 from envs.spaces import FactoredActions, FlatObservations, are_same, has_mask, space_from_json, space_to_json
+from envs.values import describe as describe_value
 from envs.values import fitting_obs, immoderate
 
 
@@ -55,10 +56,17 @@ class BuiltInKwargs(BaseModel):
     layer_norm: bool
 
 
+class MemoryInfo(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    cell: Literal["gru", "mingru"]
+    size: int = Field(ge=1, le=65_536)
+
+
 class NetworkInfo(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     name: Annotated[str, Field(pattern=rf"^({'|'.join(BUILT_IN)}|{OWN_CLASS.pattern})$")]
     kwargs: dict[str, Any]
+    memory: MemoryInfo | None = None
 
     @model_validator(mode="after")
     def built_in_kwargs_are_sound(self) -> "NetworkInfo":
@@ -80,6 +88,12 @@ class PolicyInfo(BaseModel):
     network: NetworkInfo
     normalize_obs: bool
     members: list[MemberInfo] = Field(min_length=1, max_length=100_000)
+
+    def network_spec(self) -> NetworkSpec:
+        of = self.network
+        return NetworkSpec(
+            of.name, of.kwargs, None if of.memory is None else MemorySpec(of.memory.cell, of.memory.size)
+        )
 
     def names(self) -> list[str]:
         """Of all that using the policy imports."""
@@ -121,7 +135,11 @@ class Policy:
         action = policy.act(obs)          # greedy; numpy in, an action the environment accepts out
         action = policy.act(obs, action_mask=info["action_mask"])       # one of the legal actions
 
-    Where observations have the mask, as obs["action_mask"], it is taken from them.
+    Where observations have the mask, as obs["action_mask"], it is taken from them. A policy with a memory takes its
+    state and returns the next one:
+
+        state = policy.initial_state()                                  # at the start of an episode
+        action, state = policy.act(obs, state)
 
     `choose` is the same on tensors, for all members at once.
     """
@@ -141,8 +159,7 @@ class Policy:
         self.mask_reader = MaskReader(self.factored)
         actions = ActionSpace(self.factored.num_choices, device)
         self.num_members = len(info.members)
-        network = NetworkSpec(info.network.name, info.network.kwargs)
-        self.actor = Actor(network, self.observations.parts, actions, [0] * self.num_members, device)
+        self.actor = Actor(info.network_spec(), self.observations.parts, actions, [0] * self.num_members, device)
         self.normalizer = make_normalizer(
             self.num_members, self.observations, enabled=info.normalize_obs, device=device
         )
@@ -154,8 +171,17 @@ class Policy:
         """Starts the draws of sampled actions over; each member's follow from these numbers and its own seed."""
         self.streams.seed_(member_seeds(self.seeds, "evaluation", *seed))
 
-    def act(self, obs: Any, *, sampled: bool = False, action_mask: Any = None) -> Any:
+    def initial_state(self, num_envs: int | None = None) -> Float[np.ndarray, "*num_envs H"]:
+        """A memory's state at the start of an episode; for a batch of observations one each.
+
+        Of no numbers where the policy has no memory.
+        """
+        return np.zeros((*([] if num_envs is None else [num_envs]), self.actor.state_size), dtype=np.float32)
+
+    def act(self, obs: Any, state: Any = None, *, sampled: bool = False, action_mask: Any = None) -> Any:
         """An action for one observation, or a batch of actions for a batch of observations.
+
+        With a `state` also the next state: (action, state). A policy with a memory needs it.
 
         Of a Tuple or Dict action space: a tuple or dict of each part's action, for a batch each part batched, as
         Gymnasium's vector environments take them.
@@ -163,6 +189,7 @@ class Policy:
         Args:
             obs: in the shapes of the environment's space, alone or batched along a new first axis. Parts that the
                 policy was trained without, as texts, may be in it.
+            state: as the last call returned it; at the start of an episode initial_state().
             sampled: draw from the policy instead of taking its most probable action.
             action_mask: of the legal choices, as the environment gives it in `info` or by `action_masks()`; one, or a
                 batch for a batch. A policy trained with masks needs it, unless `obs` has it; any other may have it.
@@ -179,8 +206,30 @@ class Policy:
         if action_mask is None and isinstance(obs, Mapping) and self.info.action_mask_key is not None:
             action_mask = obs.get(self.info.action_mask_key)
         mask = None if action_mask is None else self.read_masks(action_mask if batched else [action_mask], len(flat))
-        action = self.choose(torch.from_numpy(flat).unsqueeze(0), sampled=sampled, mask=mask)[0].numpy()
-        return self.factored.decode(action) if batched else self.factored.decode_each(action)[0]
+        memory = self.read_state(state, len(flat), batched)
+        chosen, memory = self.choose(torch.from_numpy(flat).unsqueeze(0), memory, sampled=sampled, mask=mask)
+        choices = chosen[0].numpy()
+        action = self.factored.decode(choices) if batched else self.factored.decode_each(choices)[0]
+        return action if state is None else (action, (memory[0] if batched else memory[0, 0]).numpy())
+
+    def read_state(self, state: Any, num_obs: int, batched: bool) -> Float[Tensor, "1 E H"]:
+        """A memory's state as the user has it.  PolicyError where it does not fit, or where it is missing."""
+        size = self.actor.state_size
+        if state is None:
+            if size:
+                raise PolicyError(
+                    "this policy has a memory and needs its state with every observation: action, state = "
+                    "policy.act(obs, state), at the start of an episode policy.initial_state()"
+                )
+            state = self.initial_state(num_obs if batched else None)
+        expected = (num_obs, size) if batched else (size,)
+        try:
+            found = np.asarray(state, dtype=np.float32)
+        except (TypeError, ValueError):
+            raise PolicyError(f"got a state that is {describe_value(state)}, must be numbers") from None
+        if found.shape != expected or not np.isfinite(found).all():
+            raise PolicyError(f"got a state {list(found.shape)}, must be finite numbers of shape {list(expected)}")
+        return torch.from_numpy(found).view(1, num_obs, size)
 
     def read_masks(self, masks: Any, num_obs: int) -> Bool[Tensor, "1 E K N"]:
         """Masks as the user has them; PolicyError where they do not fit the actions or leave none."""
@@ -198,29 +247,36 @@ class Policy:
 
     @torch.no_grad()
     def choose(
-        self, obs: Float[Tensor, "P E D"], *, sampled: bool = False, mask: Bool[Tensor, "P E K N"] | None = None
-    ) -> Int[Tensor, "P E K"]:
-        """The most probable choice of each factor, or one drawn from the policy; of the legal ones with a mask."""
+        self,
+        obs: Float[Tensor, "P E D"],
+        state: Float[Tensor, "P E H"],
+        *,
+        sampled: bool = False,
+        mask: Bool[Tensor, "P E K N"] | None = None,
+    ) -> tuple[Int[Tensor, "P E K"], Float[Tensor, "P E H"]]:
+        """The most probable choice of each factor, or one drawn from the policy; of the legal ones with a mask.
+
+        Also the memory's next state; `state`: the last one, at the start of an episode `actor.initial_state`.
+        """
         if mask is None and (key := self.info.action_mask_key) is not None:
             raise PolicyError(
                 f"this policy was trained with masks of legal choices and needs one with every observation: in it as "
                 f"obs['{key}'], in info['{key}'], or by env.action_masks(); Policy.act takes it as action_mask"
             )
-        logits = self.actor(self.normalizer(obs), mask)
+        logits, state = self.actor.step(self.normalizer(obs), state, mask)
         if sampled:
             logits = logits + gumbel(self.streams.uniform(*logits.shape[1:]))
-        return logits.argmax(-1)
+        return logits.argmax(-1), state
 
     def tensors(self) -> dict[str, Tensor]:
         """All weights by name; each has the members along its first axis."""
-        actor = {f"actor.{name}": tensor for name, tensor in self.actor.network.tensors().items()}
-        return {**actor, "normalizer.mean": self.normalizer.mean, "normalizer.var": self.normalizer.var}
+        return {**self.actor.tensors(), "normalizer.mean": self.normalizer.mean, "normalizer.var": self.normalizer.var}
 
     def copy_from_(
         self, actor: Actor, normalizer: ObservationNormalizer, members: list[int] | slice = slice(None)
     ) -> None:
         """Takes over the weights of all members, or some."""
-        for own, other in zip(self.actor.network.tensors().values(), actor.network.tensors().values(), strict=True):
+        for own, other in zip(self.actor.tensors().values(), actor.tensors().values(), strict=True):
             own[members] = other[members]
         self.normalizer.mean[members] = normalizer.mean[members]
         self.normalizer.var[members] = normalizer.var[members]
@@ -368,10 +424,15 @@ def describe_policy(config: Config, env: VectorEnvironment, members: list[Member
         observation_space=space_to_json(env.observations.space),
         action_space=space_to_json(env.actions.space),
         action_mask_key=None if env.masks is None else config.env.action_mask_key,
-        network=NetworkInfo(**network_spec(config, env.observations.parts, config.actor.layer_norm)._asdict()),
+        network=network_info(network_spec(config, env.observations.parts, config.actor.layer_norm)),
         normalize_obs=config.normalize_obs,
         members=members,
     )
+
+
+def network_info(spec: NetworkSpec) -> NetworkInfo:
+    memory = None if spec.memory is None else MemoryInfo(**spec.memory._asdict())
+    return NetworkInfo(name=spec.name, kwargs=spec.kwargs, memory=memory)
 
 
 def find_policy(path: Path, weights: str) -> Path:

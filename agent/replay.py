@@ -27,6 +27,22 @@ class Batch(NamedTuple):
     next_obs: Float[Tensor, "P B D"]  # m steps on
 
 
+class SequenceBatch(NamedTuple):
+    """Sampled steps in a row, for a network with memory: the transitions of T steps in the middle of L.
+
+    The steps before them bring the state up to date. Episodes may end within. R = B T, sequence by sequence.
+    """
+
+    obs: Float[Tensor, "P B L D"]
+    state: Float[Tensor, "P B H"]  # before the first step, as it was when that was taken
+    starts: Bool[Tensor, "P B L"]  # where an episode begins after the first step
+    next_at: Int[Tensor, "P B T"]  # place of the observation m steps on
+    action: Int[Tensor, "P R K"]
+    reward: Float[Tensor, "P R"]
+    discount: Float[Tensor, "P R"]
+    weight: Float[Tensor, "P R"]  # 1, or 0 where there is no transition
+
+
 class Window(NamedTuple):
     """Sampled transitions before it is decided how many of their n steps count: up to `length` of them can."""
 
@@ -36,6 +52,16 @@ class Window(NamedTuple):
     reward: Float[Tensor, "P B T"]  # of each step
     discount: Float[Tensor, "P B T"]  # gamma (1 - terminated)
     length: Int[Tensor, "P B"]
+
+
+class Sequences(NamedTuple):
+    """Sampled steps in a row before it is decided how many of their n steps count."""
+
+    first_row: Int[Tensor, "P B"]
+    slot: Int[Tensor, "P B L"]
+    starts: Bool[Tensor, "P B L"]
+    window: Window  # of R transitions
+    weight: Float[Tensor, "P R"]
 
 
 class Replay:
@@ -50,8 +76,10 @@ class Replay:
 
     With a mask shape [K, N] the mask of an observation lies in the slot of its newest frame.
 
-    Memory of a slot: a frame, 4 (K + 3) bytes of the step, 9 of lists, with masks K N bytes more; 10^6 slots of 84x84x4
-    uint8 take 6.6 GiB. A step takes a slot, and the end of an episode 1 + F - 1 more.
+    For a network with memory a slot also holds the state before its observation, and steps in a row can be sampled.
+
+    Memory of a slot: a frame, 4 (K + 3) bytes of the step, 9 of lists, with masks K N bytes more, with states 4 H; 10^6
+    slots of 84x84x4 uint8 take 6.6 GiB. A step takes a slot, and the end of an episode 1 + F - 1 more.
     """
 
     def __init__(
@@ -69,6 +97,8 @@ class Replay:
         checkpoint_bytes: int = 0,
         obs_dtype: torch.dtype = torch.float32,
         mask_shape: tuple[int, int] | None = None,
+        state_size: int = 0,
+        longest_sequence: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
         """
@@ -77,6 +107,8 @@ class Replay:
             max_steps: of a member, that will be added; no more slots are made than so many steps can fill.
             frame_stack: how observations stack F frames; one frame: they are kept whole.
             checkpoint_bytes: the most that a checkpoint may copy.
+            state_size: numbers of a memory's state; 0: there is none.
+            longest_sequence: slots that `sequences` will ask for.
 
         Raises:
             UserError: memory does not hold it.
@@ -86,7 +118,8 @@ class Replay:
         slots = capacity // num_envs
         if max_steps is not None:  # if every step ended an episode
             slots = min(slots, self.lookahead * (1 + -(-max_steps // num_envs)))
-        self.num_slots = max(slots, n_step + 2 * self.lookahead + 1)
+        self.num_slots = max(slots, n_step + longest_sequence + 2 * self.lookahead)
+        self.state_size = state_size
         self.num_factors, self.frame_stack, self.obs_size = num_factors, frame_stack, obs_size
         self.obs_dtype, self.mask_shape, self.checkpoint_bytes = obs_dtype, mask_shape, checkpoint_bytes
         self.num_members, self.device = num_members, torch.device(device)
@@ -98,6 +131,7 @@ class Replay:
         self.length = torch.zeros(num_rows, dtype=torch.int32, device=device)  # of the window, up to n
         self.is_start = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.starts = torch.zeros(num_rows, dtype=torch.int64, device=device)
+        self.states = torch.zeros((num_rows, state_size), device=device)
         self.kept_masks: Bool[Tensor, "R K N"] | None = None
         if mask_shape is not None:
             self.kept_masks = torch.zeros((num_rows, *mask_shape), dtype=torch.bool, device=device)
@@ -130,12 +164,19 @@ class Replay:
         next_obs: Float[Tensor, "P E D"],
         valid: Bool[Tensor, "P E"],
         masks: Masks | None = None,
+        state: Float[Tensor, "P E H"] | None = None,
     ) -> None:
-        """Writes one step of every environment; where not valid, leaves no trace. `masks` are of obs and next_obs."""
+        """Writes one step of every environment; where not valid, leaves no trace.
+
+        `masks` are of obs and next_obs; `state` is a memory's, before obs.
+        """
         frames = [self.frame_stack.frames(obs), self.frame_stack.frames(next_obs)[..., -1:, :]]
         self.frames[self.rows(self.newest, self.written)] = torch.cat(frames, -2).to(self.obs_dtype)
         if self.kept_masks is not None and masks is not None:
             self.kept_masks[self.rows(self.newest, self.written[-2:])] = torch.stack(masks, 2)
+
+        if state is not None and self.state_size:
+            self.states[self.rows(self.newest, self.written[-2:-1]).squeeze(-1)] = state
 
         # Room for the slots that this step may use: the transitions that started there are the oldest.
         slot = self.newest % self.num_slots
@@ -180,6 +221,8 @@ class Replay:
     def state(self) -> State:
         """All that changes: of each environment the slots that are filled, and those of a checkpoint to restore."""
         of_slots = {name: getattr(self, name) for name in ("frames", "steps", "length", "is_start", "starts")}
+        if self.state_size:
+            of_slots["states"] = self.states
         if self.kept_masks is not None:
             of_slots["masks"] = self.kept_masks
         num_slots = max(self.num_filled(), self.num_restored)
@@ -203,7 +246,10 @@ class Replay:
         Args:
             u, v: uniform on [0, 1): which environment, which of its transitions.
         """
-        first_row, slot = self.draw(u, v)
+        return self.window(*self.draw(u, v))
+
+    def window(self, first_row: Int[Tensor, "P B"], slot: Int[Tensor, "P B"]) -> Window:
+        """The transitions that start in these slots."""
         rows = self.steps[first_row.unsqueeze(-1) + (slot.unsqueeze(-1) + self.lag) % self.num_slots]
         reward, discount = rows[..., -2:].unbind(-1)
         length = self.length[first_row + slot].long()
@@ -211,14 +257,45 @@ class Replay:
 
     def batch(self, window: Window, length: Int[Tensor, "P B"]) -> Batch:
         """The transitions of which the first `length` steps count, at least 1 and at most the window's own."""
+        reward, discount = self.returns(window, length)
+        obs = self.obs(window.first_row, window.slot)
+        next_obs = self.obs(window.first_row, window.slot + length)
+        return Batch(obs, window.action, reward, discount, next_obs)
+
+    def returns(self, window: Window, length: Int[Tensor, "P B"]) -> tuple[Float[Tensor, "P B"], Float[Tensor, "P B"]]:
+        """sum_{i<m} gamma^i r_i and gamma^m (1 - terminated), m = length."""
         counts = self.lag < length.unsqueeze(-1)
         steps = torch.where(counts, window.discount, 1.0).unbind(-1)
         discounts = list(itertools.accumulate(steps, torch.mul))  # which the compiler fuses, unlike cumprod
         before = torch.stack([torch.ones_like(discounts[0]), *discounts[:-1]], -1)  # gamma^i
-        reward = (torch.where(counts, window.reward, 0.0) * before).sum(-1)
-        obs = self.obs(window.first_row, window.slot)
-        next_obs = self.obs(window.first_row, window.slot + length)
-        return Batch(obs, window.action, reward, discounts[-1], next_obs)
+        return (torch.where(counts, window.reward, 0.0) * before).sum(-1), discounts[-1]
+
+    def sequences(
+        self, u: Float64[Tensor, "P B"], v: Float64[Tensor, "P B"], burn_in: int, num_learned: int
+    ) -> Sequences:
+        """Steps in a row from transitions on that are drawn as in `sample`; `num_learned`: T."""
+        first_row, first = self.draw(u, v)
+        ahead = torch.arange(burn_in + num_learned + len(self.lag), device=self.device)
+        slot = (first.unsqueeze(-1) + ahead) % self.num_slots
+        is_start = self.is_start[first_row.unsqueeze(-1) + slot]
+        starts = torch.cat([torch.zeros_like(is_start[..., :1]), ~is_start[..., :-1]], -1)
+        newest = self.newest.gather(1, (u * self.newest.shape[1]).long())
+        num_ahead = (newest - first) % self.num_slots  # slots from the first to that of the newest observation
+        learned = slice(burn_in, burn_in + num_learned)
+        weight = (is_start & (ahead < num_ahead.unsqueeze(-1)))[..., learned]
+        window = self.window(first_row.repeat_interleave(num_learned, 1), slot[..., learned].flatten(1))
+        window = window._replace(length=window.length.clamp(min=1))  # also where there is no transition
+        return Sequences(first_row, slot, starts, window, weight.flatten(1).float())
+
+    def sequence_batch(self, sequences: Sequences, length: Int[Tensor, "P R"], burn_in: int) -> SequenceBatch:
+        """The transitions of which the first `length` steps count."""
+        first_row, slot, window = sequences.first_row, sequences.slot, sequences.window
+        reward, discount = self.returns(window, length)
+        obs = self.obs(first_row.unsqueeze(-1).expand_as(slot), slot)
+        steps = length.unflatten(1, (slot.shape[1], -1))
+        next_at = burn_in + torch.arange(steps.shape[-1], device=self.device) + steps
+        state = self.states[first_row + slot[..., 0]]
+        return SequenceBatch(obs, state, sequences.starts, next_at, window.action, reward, discount, sequences.weight)
 
     def masks(self, window: Window, length: Int[Tensor, "P B"]) -> Masks | None:
         """Those of the observations in `batch`; None where none are kept."""
@@ -236,7 +313,7 @@ class Replay:
         number = dropped + (v * (started - dropped)).long()
         return first_row, self.starts[first_row + number % self.num_slots]
 
-    def obs(self, first_row: Int[Tensor, "P B"], slot: Int[Tensor, "P B"]) -> Float[Tensor, "P B D"]:
+    def obs(self, first_row: Int[Tensor, "*batch"], slot: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch D"]:
         """The observations whose newest frames lie in these slots."""
         return self.kept(first_row, slot).float()
 
@@ -255,9 +332,10 @@ class Replay:
         return torch.zeros(shape, dtype=self.obs_dtype, device=self.device)
 
     def slot_bytes(self, frame_stack: FrameStack) -> int:
-        """Of frame, step, lists and mask."""
+        """Of frame, step, lists, state and mask."""
         frame = self.obs_size // frame_stack.num_frames * self.obs_dtype.itemsize
-        return frame + 4 * (self.num_factors + 3) + 9 + (math.prod(self.mask_shape) if self.mask_shape else 0)
+        mask = math.prod(self.mask_shape) if self.mask_shape else 0
+        return frame + 4 * (self.num_factors + 3) + 9 + 4 * self.state_size + mask
 
     def require_memory(self, num_rows: int, frame_stack: FrameStack) -> None:
         """UserError where memory does not hold so many rows, and their copy in a checkpoint; nothing is made yet."""

@@ -110,6 +110,26 @@ class ChoiceFromObs(RewardFromObs):
         return self.value * (2.0 * action - 1.0)
 
 
+class RememberedChoice(ChoiceFromObs):
+    """As ChoiceFromObs, but the observation is 0 at the second and third step, and the action at the third counts.
+
+    The best return is 1 with a memory, and 0 without one. Fails where the memory does not reach back to the first step,
+    or where one episode's memory reaches into the next.
+    """
+
+    num_steps = 3
+
+    def first_value(self) -> float:
+        self.cue = super().first_value()
+        return self.cue
+
+    def next_value(self) -> float:
+        return 0.0
+
+    def reward(self, action: int) -> float:
+        return self.cue * (2.0 * action - 1.0) if self.steps == self.num_steps - 1 else 0.0
+
+
 class TimeLimit(Probe):
     """One action, reward 1 for ever, cut by a time limit that the observation does not show. V = 1 / (1 - γ).
 
@@ -144,7 +164,16 @@ class BarredChoice(DelayedReward):
 
 PROBES: dict[str, type[Probe]] = {
     f"Probe/{probe.__name__}-v0": probe
-    for probe in (ConstantReward, RewardFromObs, DelayedReward, Choice, ChoiceFromObs, TimeLimit, BarredChoice)
+    for probe in (
+        ConstantReward,
+        RewardFromObs,
+        DelayedReward,
+        Choice,
+        ChoiceFromObs,
+        RememberedChoice,
+        TimeLimit,
+        BarredChoice,
+    )
 }
 
 

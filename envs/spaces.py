@@ -289,12 +289,12 @@ def _encoder(space: Space) -> _Numbers | _OneHot:
 def _is_image(space: spaces.Box | spaces.MultiBinary) -> bool:
     """Whether the numbers of a space are a picture: bounded, with two axes of three or more places.
 
-    Three axes: those and the channels. Two: uint8 or bool, one channel. Four: uint8 frames with channels.
+    Three axes: those and the channels. Two: uint8 or bool, one channel. Four: uint8 or bool frames with channels.
     """
     if isinstance(space, spaces.MultiBinary):
         return len(space.shape) == 3 and min(sorted(space.shape)[1:]) >= 3
     rank = len(space.shape)
-    allowed = {2: (np.uint8, np.bool_), 4: (np.uint8,)}.get(rank, (space.dtype.type,))
+    allowed = {2: (np.uint8, np.bool_), 4: (np.uint8, np.bool_)}.get(rank, (space.dtype.type,))
     if rank not in (2, 3, 4) or space.dtype.type not in allowed or not space.is_bounded():
         return False
     if space.low.min() == space.high.max():

@@ -43,6 +43,7 @@ KINDS = [
         "estimator.name=exact",
     ],
     ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}", "n_step=[3,1]", "noise_persistence=[0.5,0.9]"],  # masks
+    ["env.id=Tensor/CartPole-v1", "network.memory=mingru", "sequence_length=4", "burn_in=1"],
 ]
 
 

@@ -21,6 +21,7 @@ from agent.networks.modules import (
     BUILT_IN,
     NetworkError,
     NetworkSpec,
+    build_encoder,
     build_network,
     network_spec,
     num_features,
@@ -123,9 +124,9 @@ def test_auto_chooses_by_the_size_of_pictures(shapes: list[tuple[int, ...]], nam
     ],
 )
 def test_sizes_are_those_of_the_documentation(name: str, shape: tuple[int, ...], features: int, weights: int) -> None:
-    network = build_network(NetworkSpec(name, {"hidden_sizes": [], "layer_norm": False}), parts_of(shape))
-    assert sum(parameter.numel() for parameter in network.parameters()) == weights
-    assert network[0].out_features == features
+    encoder = build_encoder(name, parts_of(shape))
+    assert encoder is not None and encoder.out_features == features
+    assert sum(parameter.numel() for parameter in encoder.parameters()) == weights
 
 
 def test_to_describe_a_network_draws_no_numbers() -> None:
@@ -140,16 +141,14 @@ def test_to_describe_a_network_draws_no_numbers() -> None:
 def test_a_population_of_encoders_is_each_of_its_modules(name: str, generator: Generator) -> None:
     parts = parts_of((3,), (2, 40, 36))
     config = load_config(None, ["env.id=Test-v0", f"network.name={name}", "hidden_sizes=[8]", "seeds=2"])
-    actor = make_actor(config, parts, ActionSpace((3,)))
+    encoder = make_actor(config, parts, ActionSpace((3,))).encoder
+    assert encoder is not None
     obs = torch.rand(2, 4, 3 + 2 * 40 * 36, generator=generator)
-    gradient, _, out = actor.network.gradient(lambda p: ((y := actor.network(obs, p)).square().sum((1, 2)), y))
+    gradient, _, out = encoder.network.gradient(lambda p: ((y := encoder(obs, p)).square().sum((1, 2)), y))
     for row in range(2):
-        spec = NetworkSpec(name, KWARGS)
-        features = build_network(spec, parts)
-        module = nn.Sequential()
-        module.features, module.head = features, nn.Linear(num_features(features), 3)
-        module.load_state_dict({key: tensor[row] for key, tensor in actor.network.tensors().items()})
-        expected = module(obs[row])
+        module = nn.ModuleDict({"features": build_encoder(name, parts)})
+        module.load_state_dict({key: tensor[row] for key, tensor in encoder.network.tensors().items()})
+        expected = module["features"](obs[row])
         torch.testing.assert_close(out[row], expected, rtol=1e-4, atol=1e-6)
         expected.square().sum().backward()
         own = torch.cat([parameter.grad.flatten() for parameter in module.parameters()])

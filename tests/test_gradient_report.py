@@ -55,13 +55,13 @@ def test_table_is_printed_without_json(run: Path, capsys: pytest.CaptureFixture[
 def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> None:
     config = load_config(run / "config.yaml")
     everyone = Policy.load(run, member="all")
-    critics = load_critics(run, config, everyone)
+    critics, _ = load_critics(run, config, everyone)
     with_noise = torch.randn(critics.network.flat.shape, generator=Generator().manual_seed(0))
     critics.network.flat.copy_(with_noise)
     save_weights(critics.network.tensors(), tmp_path / CRITICS_FILE)
     rows = with_noise.unflatten(0, (2, 2))  # [C, P]
     for member in (0, 1):
-        own = load_critics(tmp_path, config, Policy.load(run, member=member))
+        own, _ = load_critics(tmp_path, config, Policy.load(run, member=member))
         assert torch.equal(own.network.flat, rows[:, member])
 
 
@@ -71,7 +71,7 @@ def test_report_of_a_joint_critic_leaves_exact_out_and_finds_unbiased_estimators
     policy = Policy.load(run, member=0)
     critics = make_critics(config, [ObsPart("", (4,))], policy.actor.actions, members=[1])
     obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
-    rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, States(obs, None), seed=0)}
+    rows = {row["estimator"]: row for row in gradient_report(policy, critics, config, States(obs, obs, None), seed=0)}
     assert "exact" not in rows
     assert rows["local_expectation"]["relative_bias"] < 1e-3  # one factor: the exact sum
 
@@ -114,10 +114,11 @@ def test_unusable_critics_are_explained(
 def test_illegal_choices_take_no_part(run: Path) -> None:
     """With one legal choice in every state there is no gradient to estimate: every norm is zero."""
     config, policy = load_config(run / "config.yaml"), Policy.load(run, member=0)
-    critics = load_critics(run, config, policy)
+    critics, _ = load_critics(run, config, policy)
     obs = torch.randn(1, 16, 4, generator=Generator().manual_seed(0))
     one_legal = torch.tensor([[True, False]]).expand(1, 16, 1, 2)
-    masked, free = (gradient_report(policy, critics, config, States(obs, mask), seed=0) for mask in (one_legal, None))
+    states = (States(obs, obs, mask) for mask in (one_legal, None))
+    masked, free = (gradient_report(policy, critics, config, at, seed=0) for at in states)
     assert all(row["cosine"] != row["cosine"] for row in masked)  # NaN: 0 / 0
     assert all(row["cosine"] == row["cosine"] for row in free)
 

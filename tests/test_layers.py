@@ -8,7 +8,7 @@ import pytest
 
 LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
-    {"agent.config_fields", "agent.derived_defaults", "agent.files", "agent.yaml12"},
+    {"agent.config_fields", "agent.derived_defaults", "agent.files", "agent.losses", "agent.yaml12"},
     {
         "agent.config",
         "agent.action_space",
@@ -21,7 +21,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.state",
         "agent.weights",
     },
-    {"agent.config_loader", "agent.estimators", "agent.losses", "agent.schedules"},
+    {"agent.config_loader", "agent.estimators", "agent.schedules"},
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
     {"agent.diagnostics", "agent.versions"},
     {"agent.algorithms", "agent.policy"},

@@ -311,8 +311,9 @@ def test_reinforce_gradient_is_zero_at_barred_choices(generator: Generator, monk
     seen, gathered, gather = watch_logits(monkeypatch), [], learner.gather
     monkeypatch.setattr(learner, "gather", lambda *args: gathered.append(gather(*args)) or gathered[0])
     learner.update(torch.tensor(0.0))
-    (gradient,), ((obs, _, mask, _, _),) = seen, gathered
-    assert torch.equal(mask, masks_of(obs))
+    (gradient,), (rollout,) = seen, gathered
+    mask = rollout.mask
+    assert torch.equal(mask, masks_of(rollout.obs.flatten(1, 2)))
     assert gradient.isfinite().all() and (gradient[~mask] == 0).all() and (gradient[mask] != 0).any()
 
 

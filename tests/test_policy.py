@@ -93,7 +93,8 @@ def test_saved_member_acts_as_before(tmp_path: Path, member: int) -> None:
     policy.save(tmp_path / "policy" / "final")
     obs = torch.rand((3, 50, 3), generator=torch.Generator().manual_seed(0))
     loaded = Policy.load(tmp_path, member=member)
-    assert torch.equal(loaded.choose(obs[member : member + 1])[0], policy.choose(obs)[member])
+    own, _ = loaded.choose(obs[member : member + 1], torch.zeros(1, 50, 0))
+    assert torch.equal(own[0], policy.choose(obs, torch.zeros(3, 50, 0))[0][member])
     assert loaded.info.members[0].seed == 10 + member
 
 

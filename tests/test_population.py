@@ -118,7 +118,14 @@ def trained_loop(env_id: str, *overrides: str) -> TrainingLoop:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "kind",
-    [["CartPole-v1"], ["Tensor/CartPole-v1"], ["Tensor/Harvest-v0"], ["CartPole-v1", "algorithm=reinforce"]],
+    [
+        ["CartPole-v1"],
+        ["CartPole-v1", "network.memory=gru", "sequence_length=8"],
+        ["Tensor/CartPole-v1"],
+        ["Tensor/Harvest-v0"],
+        ["CartPole-v1", "algorithm=reinforce"],
+        ["CartPole-v1", "algorithm=reinforce", "network.memory=mingru", "sequence_length=8"],
+    ],
     ids=" ".join,
 )
 def test_a_member_alone_is_the_member_of_any_population(kind: list[str]) -> None:

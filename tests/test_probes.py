@@ -51,6 +51,12 @@ def test_choice_from_obs_pays_for_the_action_that_fits() -> None:
         assert reward == obs
 
 
+def test_remembered_choice_pays_at_the_end_for_what_fits_the_beginning() -> None:
+    for seed in range(8):
+        (cue, *later), rewards, _ = episode("RememberedChoice", action=1, seed=seed)
+        assert later == [0, 0] and rewards == [0, 0, cue]
+
+
 def test_time_limit_truncates_and_does_not_show_in_the_observation() -> None:
     assert episode("TimeLimit") == ([0] * TIME_LIMIT, [1] * TIME_LIMIT, True)
 

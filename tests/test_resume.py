@@ -92,7 +92,9 @@ def assert_same(run: Path, other: Path) -> None:
         ["seeds=1", "env.vectorization_mode=async", "critic.structure=joint", "n_step=1"],
         ["env.id=Tensor/CartPole-v1", "seeds=2", "sweep={n_step: [3, [3, 1]]}"],
         ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 7}"],  # with masks
+        ["network.memory=mingru", "batch_size=16", "sequence_length=4", "burn_in=2"],
         ["algorithm=reinforce", "env.num_envs=3"],  # does not divide the budget
+        ["algorithm=reinforce", "network.memory=gru", "sequence_length=4"],
         ["algorithm=reinforce", "env.id=Tensor/CartPole-v1"],
     ],
     ids=" ".join,

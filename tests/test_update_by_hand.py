@@ -43,5 +43,5 @@ def test_five_updates_are_those_by_hand(case: list[str], has_masks: bool, genera
             torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5, msg=lambda t, name=name: f"{name}: {t}")
     for name in ("actor", "evaluated_actor", "critics", "target_critics"):
         ours, theirs = getattr(learner, name).network.flat, getattr(by_hand, name).mlp.flat
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     torch.testing.assert_close(learner.log_alpha, by_hand.log_alpha, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ alpha   L_alpha = log_alpha (H(pi) - H_target)                       H_target is
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,7 +24,7 @@ from agent.metrics import METRICS
 from agent.networks.heads import NUM_CRITICS, CriticsAt, make_actor, make_critics, reduction
 from agent.networks.population import Parameters, all_finite, gradients
 from agent.optimizer import PopulationAdam, clip_grad_norm_
-from agent.replay import Batch
+from agent.replay import Batch, SequenceBatch
 from agent.schedules import Schedules
 from agent.state import State, named
 from agent.weights import CRITICS_FILE
@@ -58,10 +58,13 @@ class GumbelActorCritic(OffPolicy):
         self.estimator = make_estimator(config.estimator)
         self.log_alpha = self.per_member("alpha.start").log().unsqueeze(-1)
         self.alpha_learning_rate = torch.full_like(self.log_alpha, config.alpha.learning_rate)
-        self.optimizer = PopulationAdam([self.critics.network.flat, self.actor.network.flat, self.log_alpha])
+        self.encoder = self.actor.encoder  # which the critics train, as SAC-AE's (Yarats et al. 2021); often none
+        self.trained = [self.critics.network, *self.actor.populations().values()]
+        self.optimizer = PopulationAdam([*(network.flat for network in self.trained), self.log_alpha])
         self.schedules = Schedules(config, self.device)
         rho = ladder(self.tensor(config.per_member_pairs("noise_persistence")), self.num_envs)
         self.exploration = PersistentGumbelNoise(self.actions, rho, self.num_envs, self.streams)
+        self.memory_after = self.memory.clone()
         self.num_inspections, self.num_inspected_states = planned(self, num_updates(config))
 
     @torch.no_grad()
@@ -69,14 +72,19 @@ class GumbelActorCritic(OffPolicy):
         self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
     ) -> Int[Tensor, "P E K"]:
         noise = self.exploration.next_()
-        logits = self.actions.mask_logits(noise, mask) if uniform else self.actor(self.normalizer(obs), mask) + noise
-        return logits.argmax(-1)
+        if uniform and not self.memory_size:
+            return self.actions.mask_logits(noise, mask).argmax(-1)
+        logits, state = self.actor.step(self.normalizer(obs), self.memory, mask)
+        self.memory_after.copy_(state)
+        return (self.actions.mask_logits(noise, mask) if uniform else logits + noise).argmax(-1)
 
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
+        ended = step.terminated | step.truncated
         super().store(obs, action, step, masks)
-        self.exploration.renew_(step.terminated | step.truncated)
+        self.exploration.renew_(ended)
+        self.memory.copy_(self.memory_after * (step.valid & ~ended).unsqueeze(-1))
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
         """One step of critics, actor and alpha together, on a batch from the replay."""
@@ -84,84 +92,129 @@ class GumbelActorCritic(OffPolicy):
         return self.learn(batch, masks, self.noise_(), progress)
 
     def learn(
-        self, batch: Batch, masks: Masks | None, noise: UpdateNoise, progress: Float[Tensor, ""]
+        self, batch: Batch | SequenceBatch, masks: Masks | None, noise: UpdateNoise, progress: Float[Tensor, ""]
     ) -> dict[str, Float[Tensor, " P"]]:
         """An update on a given batch with given noise."""
         learning_rate, tau, target_entropy = self.schedules(progress)
         mask, next_mask = masks or (None, None)
-        target_entropy = target_entropy * self.actions.max_entropy(mask)
-        log_alpha = self.log_alpha.squeeze(-1)
-        alpha = log_alpha.exp()
-
-        next_value = self.next_value(batch.next_obs, next_mask, alpha, noise.target)
-        target = losses.td_target(batch.reward, batch.discount, next_value)
+        weight = batch.weight if isinstance(batch, SequenceBatch) else None
+        target_entropy = target_entropy * self.actions.max_entropy(mask, weight)
+        alpha = self.log_alpha.squeeze(-1).exp()
 
         def loss(
-            critic_parameters: Parameters, actor_parameters: Parameters, log_alpha: Tensor
+            critic_parameters: Parameters,
+            actor_parameters: Parameters,
+            *more: Any,
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
-            """The sum of three losses, each of which depends on one argument alone."""
-            critic_loss, q_a, encoded = self.critic_loss(critic_parameters, batch, target)
+            """The sum of three losses: that of the critics moves the encoder too, each other one argument alone."""
+            *encoder_parameters, log_alpha = more
+            features, next_features = self.features(batch, *encoder_parameters)
+            target = losses.td_target(
+                batch.reward, batch.discount, self.next_value(next_features, next_mask, alpha, noise.target)
+            )
+            critic_loss, q_a, encoded = self.critic_loss(critic_parameters, features, batch.action, target, weight)
             q = CriticsAt(self.critics, encoded.detach(), self.reduce)  # one forward pass serves critics and actor
-            actor_loss, entropy = self.actor_loss(actor_parameters, batch.obs, mask, q, tau, alpha, noise.estimator)
-            alpha_loss = losses.alpha_loss(log_alpha, entropy.detach(), target_entropy)
-            return critic_loss + actor_loss + alpha_loss, (critic_loss, q_a, actor_loss, entropy)
+            actor_loss, entropy = self.actor_loss(
+                actor_parameters, features.detach(), mask, q, tau, alpha, noise.estimator, weight
+            )
+            alpha_loss = losses.alpha_loss(log_alpha.squeeze(-1), entropy.detach(), target_entropy, weight)
+            return critic_loss + actor_loss + alpha_loss, (critic_loss, q_a, target, actor_loss, entropy)
 
-        (critic_gradient, actor_gradient, alpha_gradient), (critic_loss, q_a, actor_loss, entropy) = gradients(
-            loss, self.critics.network, self.actor.network, log_alpha
-        )
+        found, (critic_loss, q_a, target, actor_loss, entropy) = gradients(loss, *self.trained, self.log_alpha)
+        critic_gradient, actor_gradient, *_ = found
         critic_norm = clip_grad_norm_(critic_gradient, self.num_members, self.config.max_grad_norm)
         actor_norm = clip_grad_norm_(actor_gradient, self.num_members, self.config.max_grad_norm)
-        rates = [learning_rate.repeat(NUM_CRITICS).unsqueeze(-1), learning_rate.unsqueeze(-1), self.alpha_learning_rate]
-        self.optimizer.step([critic_gradient, actor_gradient, alpha_gradient.unsqueeze(-1)], rates)
+        rate = learning_rate.unsqueeze(-1)
+        rates = [rate.repeat(NUM_CRITICS, 1), rate, self.alpha_learning_rate]
+        if self.encoder is not None:
+            clip_grad_norm_(found[2], self.num_members, self.config.max_grad_norm)
+            rates.insert(2, rate)
+        self.optimizer.step(found, rates)
         self.log_alpha.clamp_(math.log(self.config.alpha.min), math.log(self.config.alpha.max))
         self.target_critics.network.lerp_(self.critics.network, self.config.target_update_rate)
-        self.evaluated_actor.network.lerp_(self.actor.network, self.config.policy_average_rate)
+        self.evaluated_actor.lerp_(self.actor, self.config.policy_average_rate)
         values = (
-            critic_loss, q_a.mean((0, 2)), target.mean(-1), critic_norm,
-            actor_loss, entropy.mean(-1), actor_norm, alpha, tau,
+            critic_loss, losses.mean(q_a.mean(0), weight), losses.mean(target, weight), critic_norm,
+            actor_loss, losses.mean(entropy, weight), actor_norm, alpha, tau,
         )  # fmt: skip
         return dict(zip(self.metrics, values, strict=True))
 
+    def features(
+        self, batch: Batch | SequenceBatch, parameters: Parameters | None = None
+    ) -> tuple[Float[Tensor, "P B F"], Float[Tensor, "P B F"]]:
+        """What actor and critics read at obs and, without a gradient, at next_obs: the encoder's, or these themselves.
+
+        The target critics read the encoder as it is, as DrQ-v2's do (Yarats et al. 2022).
+        """
+        if isinstance(batch, SequenceBatch):
+            return self.features_in_sequence(batch, parameters)
+        if self.encoder is None:
+            return batch.obs, batch.next_obs
+        with torch.no_grad():
+            next_features = self.encoder(batch.next_obs)
+        return self.encoder(batch.obs, parameters), next_features
+
+    def features_in_sequence(
+        self, batch: SequenceBatch, parameters: Parameters | None
+    ) -> tuple[Float[Tensor, "P R F"], Float[Tensor, "P R F"]]:
+        """The same with a memory. Its stored state is brought up to date first: burn-in (Kapturowski et al. 2019)."""
+        assert self.encoder is not None
+        state, begin = batch.state, self.burn_in
+        if begin:
+            with torch.no_grad():
+                warm = self.encoder.unroll(batch.obs[:, :, :begin], state, batch.starts[..., :begin])
+            state = warm[..., -1, -self.memory_size :]
+        unrolled = self.encoder.unroll(batch.obs[:, :, begin:], state, batch.starts[..., begin:], parameters)
+        place = (batch.next_at - begin).unsqueeze(-1).expand(-1, -1, -1, unrolled.shape[-1])
+        next_features = unrolled.detach().gather(2, place)
+        return unrolled[:, :, : self.num_learned].flatten(1, 2), next_features.flatten(1, 2)
+
     def critic_loss(
-        self, parameters: Parameters, batch: Batch, target: Float[Tensor, "P B"]
+        self,
+        parameters: Parameters,
+        features: Float[Tensor, "P B F"],
+        action: Int[Tensor, "P B K"],
+        target: Float[Tensor, "P B"],
+        weight: Float[Tensor, "P B"] | None,
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, "C P B"], Tensor]:
         """mean_B sum_C (Q_c(s, a) - z)^2; also Q_c(s, a), and the critics' encoding of s."""
-        encoded = self.critics.encode(batch.obs, parameters)
-        q_a = self.critics.evaluate(encoded, self.actions.one_hot(batch.action), parameters)
-        return losses.critic_loss(q_a, target), q_a, encoded
+        encoded = self.critics.encode(features, parameters)
+        q_a = self.critics.evaluate(encoded, self.actions.one_hot(action), parameters)
+        return losses.critic_loss(q_a, target, weight), q_a, encoded
 
     def actor_loss(
         self,
         parameters: Parameters,
-        obs: Float[Tensor, "P B D"],
+        features: Float[Tensor, "P B F"],
         mask: Bool[Tensor, "P B K N"] | None,
         q: CriticsAt,
         tau: Float[Tensor, " P"],
         alpha: Float[Tensor, " P"],
         noise: Noise,
+        weight: Float[Tensor, "P B"] | None,
     ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P B"]]:
         """-mean_B (Q(s, a~) + alpha H(pi(.|s))); also H."""
-        logits = self.actor(obs, mask, parameters)
+        logits = self.actor(features, mask, parameters)
         entropy = losses.entropy(logits)
         objective = self.estimator.surrogate(logits, tau.view(-1, 1, 1, 1), noise, q)
-        return losses.actor_loss(objective, entropy, alpha), entropy
+        return losses.actor_loss(objective, entropy, alpha, weight), entropy
 
     @torch.no_grad()
     def next_value(
         self,
-        next_obs: Float[Tensor, "P B D"],
+        next_features: Float[Tensor, "P B F"],
         mask: Bool[Tensor, "P B K N"] | None,
         alpha: Float[Tensor, " P"],
         noise: Float[Tensor, "P B K N"] | None,
     ) -> Float[Tensor, "P B"]:
         """V(s') under the target critics: the exact expectation where they are multilinear, else Q at a hard sample."""
-        logits = self.actor(next_obs, mask)
+        logits = self.actor(next_features, mask)
         if self.critics.is_multilinear:
             action = logits.softmax(-1)
         else:
             assert noise is not None, "a joint critic needs a hard sample"
             action = hard_sample(logits, noise)
-        value = CriticsAt(self.target_critics, self.target_critics.encode(next_obs), self.reduce)(action)
+        value = CriticsAt(self.target_critics, self.target_critics.encode(next_features), self.reduce)(action)
         if self.config.critic.entropy_in_target:
             value = value + alpha.unsqueeze(-1) * losses.entropy(logits)
         return value
@@ -170,7 +223,7 @@ class GumbelActorCritic(OffPolicy):
         """The next noise of the streams."""
         num_targets = 0 if self.critics.is_multilinear else 1
         num_samples = num_targets + self.estimator.num_samples
-        uniform = self.streams.uniform(num_samples, self.config.batch_size, *self.actions.shape)
+        uniform = self.streams.uniform(num_samples, self.batch_rows, *self.actions.shape)
         target = gumbel(uniform[:, 0]) if num_targets else None
         return UpdateNoise(target, self.estimator.noise(uniform[:, num_targets:]))
 
@@ -179,20 +232,24 @@ class GumbelActorCritic(OffPolicy):
         return inspect(self, progress, streams, self.num_inspected_states)
 
     def are_finite(self) -> Bool[Tensor, " P"]:
-        return all_finite(self.num_members, self.actor.network, self.evaluated_actor.network, self.critics.network)
+        populations = (*self.actor.populations().values(), *self.evaluated_actor.populations().values())
+        return all_finite(self.num_members, *populations, self.critics.network)
 
     def weights_to_save(self) -> dict[str, dict[str, Tensor]]:
-        return {CRITICS_FILE: self.critics.network.tensors()}
+        encoder = {} if self.encoder is None else self.encoder.network.tensors()
+        named_encoder = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
+        return {CRITICS_FILE: {**self.critics.network.tensors(), **named_encoder}}
 
     def state(self) -> State:
         return {
             **super().state(),
-            "actor": self.actor.network.flat,
-            "evaluated_actor": self.evaluated_actor.network.flat,
+            **self.actor.state(),
+            **{f"evaluated_{name}": flat for name, flat in self.evaluated_actor.state().items()},
             "critics": self.critics.network.flat,
             "target_critics": self.target_critics.network.flat,
             "log_alpha": self.log_alpha,
             "noise": self.exploration.noise,
+            **({"memory": self.memory, "memory_after": self.memory_after} if self.memory_size else {}),
             **named("schedules", self.schedules.state()),
             **named("optimizer", self.optimizer.state()),
         }

@@ -4,14 +4,14 @@ import math
 from collections.abc import Mapping
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from agent import losses
 from agent.algorithms.base import Algorithm, Task
 from agent.config import Config
 from agent.config_fields import ConfigError
-from agent.replay import Batch, Replay
+from agent.replay import Batch, Replay, SequenceBatch, Window
 from agent.seeding import member_seeds
 from agent.state import State, named
 from envs.masks import Masks
@@ -33,6 +33,12 @@ class OffPolicy(Algorithm):
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
         self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
         self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
+        self.memory_size = config.network.state_size
+        memory_shape = (self.num_members, self.num_envs, self.memory_size)
+        self.memory = torch.zeros(memory_shape, device=self.device)  # before the last obs that was acted on
+        self.burn_in, self.num_learned = config.burn_in, config.sequence_length
+        self.num_sequences = config.batch_size // self.num_learned
+        self.batch_rows = self.num_sequences * self.num_learned if self.memory_size else config.batch_size
         self.replay = Replay(
             self.num_members,
             self.num_envs,
@@ -46,6 +52,8 @@ class OffPolicy(Algorithm):
             checkpoint_bytes=int(config.checkpoint.replay_gib * 2**30) if config.checkpoint.every_env_steps else 0,
             obs_dtype=task.obs_dtype,
             mask_shape=(task.actions.num_factors, task.actions.width) if task.has_masks else None,
+            state_size=self.memory_size,
+            longest_sequence=self.burn_in + self.num_learned + 1 if self.memory_size else 1,
             device=self.device,
         )
         self.replay_bytes = self.replay.num_bytes
@@ -81,18 +89,42 @@ class OffPolicy(Algorithm):
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
-        self.replay.add_(obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks)
+        self.replay.add_(
+            obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks, self.memory
+        )
 
-    def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch, Masks | None]:
+    def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch | SequenceBatch, Masks | None]:
         """The next batch of the replay, observations normalized; and the masks at its obs and next_obs."""
+        if self.memory_size:
+            return self.sample_sequences_(progress)
         environment, transition, part = self.streams.uniform(3, self.config.batch_size).unbind(1)
         window = self.replay.sample(environment, transition)
-        length = window.length
-        if not self.counts_all_steps:
-            length = losses.steps_counted(length, self.first_n, self.last_n, progress, part)
+        length = self.steps_counted(window, progress, part)
         batch = self.replay.batch(window, length)
         obs, next_obs = self.normalizer(batch.obs), self.normalizer(batch.next_obs)
         return batch._replace(obs=obs, next_obs=next_obs), self.replay.masks(window, length)
+
+    def sample_sequences_(self, progress: Float[Tensor, ""]) -> tuple[SequenceBatch, Masks | None]:
+        """The same for a network with memory, of steps in a row."""
+        part = self.streams.uniform(self.batch_rows)
+        environment, transition = self.streams.uniform(2, self.num_sequences).unbind(1)
+        sequences = self.replay.sequences(environment, transition, self.burn_in, self.num_learned)
+        length = self.steps_counted(sequences.window, progress, part)
+        batch = self.replay.sequence_batch(sequences, length, self.burn_in)
+        masks = self.replay.masks(sequences.window, length)
+        if masks is not None:  # where there is no transition all is legal
+            none = (batch.weight == 0)[..., None, None]
+            masks = Masks(masks.obs | none, masks.next_obs | none)
+        obs = self.normalizer(batch.obs.flatten(1, 2)).view_as(batch.obs)
+        return batch._replace(obs=obs), masks
+
+    def steps_counted(
+        self, window: Window, progress: Float[Tensor, ""], part: Float64[Tensor, "P B"]
+    ) -> Int[Tensor, "P B"]:
+        """How many of each window's steps its target sums."""
+        if self.counts_all_steps:
+            return window.length
+        return losses.steps_counted(window.length, self.first_n, self.last_n, progress, part)
 
     @property
     def keeps_frames(self) -> bool:

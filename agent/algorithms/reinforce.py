@@ -5,13 +5,16 @@
 
 Every step of an episode is used once, in the first update after the episode ended. An episode that runs across an
 update is finished under the newer policy; its earlier steps are at most a few small updates old.
+
+With a memory, T = sequence_length steps in a row are learned from together, from the state that they began with;
+without one T = 1. Where there is an encoder the policy trains it, and the baseline reads its features.
 """
 
 import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
 from agent import losses
@@ -22,8 +25,8 @@ from agent.estimators import gumbel
 from agent.memory import require_memory
 from agent.metrics import METRICS
 from agent.networks.heads import make_actor, with_head
-from agent.networks.modules import build_network, network_spec
-from agent.networks.population import Parameters, Population, all_finite
+from agent.networks.modules import build_network, network_spec, stages
+from agent.networks.population import Parameters, Population, all_finite, gradients
 from agent.optimizer import PopulationAdam, clip_grad_norm_
 from agent.seeding import member_seeds
 from agent.state import State, named
@@ -33,13 +36,15 @@ from envs.vector_environment import Step
 
 
 class Rollout(NamedTuple):
-    """The usable steps of each member as rows; weight 0 where a member has fewer than the most."""
+    """All T steps in a row that hold usable steps of a member; the others have weight 0. Of them R = B T are rows."""
 
-    obs: Float[Tensor, "P B D"]
-    action: Int[Tensor, "P B K"]
-    mask: Bool[Tensor, "P B K N"] | None
-    returns: Float[Tensor, "P B"]
-    weight: Float[Tensor, "P B"]
+    obs: Float[Tensor, "P B T D"]
+    state: Float[Tensor, "P B H"]  # of a memory, before the first of T steps
+    starts: Bool[Tensor, "P B T"]  # where an episode begins
+    action: Int[Tensor, "P R K"]
+    mask: Bool[Tensor, "P R K N"] | None
+    returns: Float[Tensor, "P R"]
+    weight: Float[Tensor, "P R"]
 
 
 class Reinforce(Algorithm):
@@ -59,13 +64,14 @@ class Reinforce(Algorithm):
         self.num_members, self.num_envs = len(seeds), config.env.num_envs
         self.streams = RandomStreams(member_seeds(seeds, "learner"), device)
         self.actor = self.evaluated_actor = make_actor(config, task.obs_parts, self.actions, device)
-        spec = network_spec(config, task.obs_parts, layer_norm=False)
+        self.encoder, self.memory_size = self.actor.encoder, self.actor.state_size
+        _, head, parts = stages(network_spec(config, task.obs_parts, layer_norm=False), task.obs_parts)
 
         def make_baseline() -> nn.Module:
-            return with_head(build_network(spec, task.obs_parts), 1, gain=0.01)
+            return with_head(build_network(head, parts), 1, gain=0.01)
 
         self.baseline = Population(make_baseline, member_seeds(seeds, "parameters", 1), device)
-        self.actor_optimizer = PopulationAdam([self.actor.network.flat])
+        self.actor_optimizer = PopulationAdam(list(self.actor.state().values()))
         self.baseline_optimizer = PopulationAdam([self.baseline.flat])
 
         def per_member(key: str) -> Float[Tensor, "P 1"]:
@@ -75,10 +81,14 @@ class Reinforce(Algorithm):
         self.learning_rate = per_member("reinforce.learning_rate")
         self.entropy_coefficient = per_member("reinforce.entropy_coefficient")
 
-        self.update_every = max(1, self.settings.rollout_steps // self.num_envs)  # vector steps
-        shape = (self.update_every + self.settings.max_episode_steps, self.num_members, self.num_envs)
+        self.chunk = chunk_of(config)
+        self.update_every = vector_steps_of_update(config)
+        length = self.update_every + self.settings.max_episode_steps
+        shape = (-(-length // self.chunk) * self.chunk, self.num_members, self.num_envs)
         require_memory(
-            math.prod(shape) * num_bytes_of_step(task) * (1 if config.checkpoint.every_env_steps is None else 2),
+            math.prod(shape)
+            * num_bytes_of_step(task, self.memory_size)
+            * (1 if config.checkpoint.every_env_steps is None else 2),
             device,
             "the buffer of REINFORCE for episodes not yet learned from, with its copy in a checkpoint,",
             "lower reinforce.max_episode_steps, train fewer members, or make observations smaller with a wrapper",
@@ -91,13 +101,18 @@ class Reinforce(Algorithm):
         self.reward = torch.zeros(shape, device=device)  # with the discounted value of the state a time limit cut off
         self.ends = torch.zeros(shape, dtype=torch.bool, device=device)
         self.unused = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.states = torch.zeros((*shape, self.memory_size), device=device)
+        self.starts = torch.zeros(shape, dtype=torch.bool, device=device)
+        self.memory = self.actor.initial_state(self.num_members, self.num_envs)  # before the last obs acted on
+        self.memory_after = self.memory.clone()
+        self.begins = torch.ones(shape[1:], dtype=torch.bool, device=device)  # whether an episode does with that obs
         self.num_steps = torch.zeros((), dtype=torch.int64)  # of each environment
         self.return_scale = torch.ones((self.num_members, 1), device=device)
 
     @classmethod
     def require_updates(cls, config: Config) -> None:
         steps, total = config.reinforce.rollout_steps, config.total_env_steps
-        if config.last_env_step < steps // config.env.num_envs * config.env.num_envs:
+        if config.last_env_step < vector_steps_of_update(config) * config.env.num_envs:
             raise ConfigError(
                 f"reinforce.rollout_steps: got {steps}, must not be above total_env_steps={total}, or the run ends "
                 "before its first update; lower reinforce.rollout_steps or raise total_env_steps"
@@ -111,7 +126,9 @@ class Reinforce(Algorithm):
         self, obs: Float[Tensor, "P E D"], mask: Bool[Tensor, "P E K N"] | None = None, *, uniform: bool = False
     ) -> Int[Tensor, "P E K"]:
         noise = gumbel(self.streams.uniform(self.num_envs, *self.actions.shape))
-        return (self.actor(self.normalizer(obs), mask) + noise).argmax(-1)
+        logits, state = self.actor.step(self.normalizer(obs), self.memory, mask)
+        self.memory_after.copy_(state)
+        return (logits + noise).argmax(-1)
 
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
@@ -123,22 +140,30 @@ class Reinforce(Algorithm):
         self.reward[slot] = step.reward + self.value_beyond(step.next_obs) * (step.truncated & ~step.terminated)
         self.ends[slot] = (step.terminated | step.truncated) & step.valid
         self.unused[slot] = step.valid
+        self.states[slot], self.starts[slot] = self.memory, self.begins
+        self.begins.copy_(step.terminated | step.truncated | ~step.valid)
+        self.memory.copy_(self.memory_after * ~self.begins.unsqueeze(-1))
         self.num_steps += 1
 
     def value_beyond(self, obs: Float[Tensor, "P E D"]) -> Float[Tensor, "P E"]:
         """gamma b(s'): what continues a return where a time limit truncated the episode."""
         if not self.settings.baseline:
             return torch.zeros(obs.shape[:2], device=obs.device)
-        return self.gamma * self.baseline(self.normalizer(obs)).squeeze(-1) * self.return_scale
+        features = self.normalizer(obs)
+        if self.encoder is not None:
+            features, _ = self.encoder.step(features, self.memory_after)
+        return self.gamma * self.baseline(features).squeeze(-1) * self.return_scale
 
     def are_finite(self) -> Bool[Tensor, " P"]:
-        return all_finite(self.num_members, self.actor.network, self.baseline)
+        return all_finite(self.num_members, *self.actor.populations().values(), self.baseline)
 
     def state(self) -> State:
-        names = ("obs", "action", "reward", "ends", "unused", "return_scale", "num_steps")
+        names: tuple[str, ...] = ("obs", "action", "reward", "ends", "unused", "return_scale", "num_steps")
         masks: State = {} if self.mask is None else {"mask": self.mask}
+        if self.memory_size:
+            names = (*names, "states", "starts", "memory", "memory_after", "begins")
         return {
-            "actor": self.actor.network.flat,
+            **self.actor.state(),
             "baseline": self.baseline.flat,
             **{name: getattr(self, name) for name in names},
             **masks,
@@ -154,34 +179,53 @@ class Reinforce(Algorithm):
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
         learning_rate = learning_rate * has_data.unsqueeze(-1)
 
-        advantage, baseline_loss = self.advantage_(rollout, learning_rate)
-        gradient, loss, entropy = self.actor.network.gradient(
-            lambda parameters: self.actor_loss(parameters, rollout, advantage)
-        )
-        norm = clip_grad_norm_(gradient, self.num_members, self.config.max_grad_norm)
-        self.actor_optimizer.step([gradient], [learning_rate])
+        with torch.no_grad():
+            features = self.features(rollout)
+        advantage, baseline_loss = self.advantage_(features, rollout, learning_rate)
+
+        def loss_of(*parameters: Parameters) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            loss, entropy = self.actor_loss(rollout, advantage, *parameters)
+            return loss, (loss, entropy)
+
+        found, (loss, entropy) = gradients(loss_of, *self.actor.populations().values())
+        norms = [clip_grad_norm_(gradient, self.num_members, self.config.max_grad_norm) for gradient in found]
+        self.actor_optimizer.step(found, [learning_rate] * len(found))
         values = (
             loss,
-            weighted_mean(entropy, rollout.weight),
-            norm,
+            losses.mean(entropy, rollout.weight),
+            norms[0],
             baseline_loss,
-            weighted_mean(rollout.returns, rollout.weight),
+            losses.mean(rollout.returns, rollout.weight),
         )
         return dict(zip(self.metrics, (value.masked_fill(~has_data, torch.nan) for value in values), strict=True))
 
+    def features(self, rollout: Rollout, parameters: Parameters | None = None) -> Float[Tensor, "P R F"]:
+        """What policy and baseline read: the encoder's features, or the observations."""
+        if self.encoder is None:
+            return rollout.obs.flatten(1, 2)
+        if not self.memory_size:
+            return self.encoder(rollout.obs.flatten(1, 2), parameters)
+        return self.encoder.unroll(rollout.obs, rollout.state, rollout.starts, parameters).flatten(1, 2)
+
     def actor_loss(
-        self, parameters: Parameters, rollout: Rollout, advantage: Float[Tensor, "P B"]
-    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P B"]]:
+        self,
+        rollout: Rollout,
+        advantage: Float[Tensor, "P R"],
+        parameters: Parameters,
+        encoder_parameters: Parameters | None = None,
+    ) -> tuple[Float[Tensor, " P"], Float[Tensor, "P R"]]:
         """-mean_t (log pi(a_t|s_t) A_t + c H(pi(.|s_t))); also H."""
-        logits = self.actor(rollout.obs, rollout.mask, parameters)
+        logits = self.actor(self.features(rollout, encoder_parameters), rollout.mask, parameters)
         log_pi = (self.actions.one_hot(rollout.action) * logits.log_softmax(-1)).sum((-2, -1))
         entropy = losses.entropy(logits)
-        return weighted_mean(-log_pi * advantage - self.entropy_coefficient * entropy, rollout.weight), entropy
+        return losses.mean(-log_pi * advantage - self.entropy_coefficient * entropy, rollout.weight), entropy
 
-    def baseline_loss(self, parameters: Parameters, rollout: Rollout) -> tuple[Float[Tensor, " P"], None]:
+    def baseline_loss(
+        self, parameters: Parameters, features: Float[Tensor, "P R F"], rollout: Rollout
+    ) -> tuple[Float[Tensor, " P"], None]:
         """mean_t (b(s_t) - G_t / scale)^2."""
-        error = self.baseline(rollout.obs, parameters).squeeze(-1) - rollout.returns / self.return_scale
-        return weighted_mean(error.square(), rollout.weight), None
+        error = self.baseline(features, parameters).squeeze(-1) - rollout.returns / self.return_scale
+        return losses.mean(error.square(), rollout.weight), None
 
     def monte_carlo_returns_(self) -> tuple[Float[Tensor, "L P E"], Bool[Tensor, "L P E"]]:
         """G_t = r_t + gamma G_{t+1} within an episode, and which steps belong to an ended episode not used before.
@@ -203,21 +247,31 @@ class Reinforce(Algorithm):
         return returns, usable
 
     def gather(self, returns: Float[Tensor, "L P E"], usable: Bool[Tensor, "L P E"]) -> Rollout:
-        by_member = usable.transpose(0, 1).flatten(1)
-        num_rows = max(1, int(by_member.sum(1).max()))
-        weight, index = by_member.float().sort(dim=1, descending=True, stable=True)
-        weight, index = weight[:, :num_rows], index[:, :num_rows]
+        def in_chunks(x: Tensor) -> Shaped[Tensor, "P CE T *rest"]:
+            return x.unflatten(0, (-1, self.chunk)).movedim(1, 3).transpose(0, 1).flatten(1, 2)
 
-        def rows(x: Tensor) -> Tensor:
-            x = x.transpose(0, 1).flatten(1, 2)
+        holds = in_chunks(usable).any(-1)
+        num_rows = max(1, int(holds.sum(1).max()))
+        index = holds.float().sort(dim=1, descending=True, stable=True).indices[:, :num_rows]
+
+        def rows(x: Tensor) -> Shaped[Tensor, "P B T *rest"]:
+            x = in_chunks(x)
             return x.take_along_dim(index.view(*index.shape, *[1] * (x.ndim - 2)), 1)
 
-        mask = None if self.mask is None else rows(self.mask)
-        return Rollout(self.normalizer(rows(self.obs).float()), rows(self.action), mask, rows(returns), weight)
+        obs = rows(self.obs).float()
+        return Rollout(
+            self.normalizer(obs.flatten(1, 2)).view_as(obs),
+            rows(self.states)[:, :, 0],
+            rows(self.starts),
+            rows(self.action).flatten(1, 2),
+            None if self.mask is None else rows(self.mask).flatten(1, 2),
+            rows(returns).flatten(1, 2),
+            rows(usable).float().flatten(1, 2),
+        )
 
     def advantage_(
-        self, rollout: Rollout, learning_rate: Float[Tensor, "P 1"]
-    ) -> tuple[Float[Tensor, "P B"], Float[Tensor, " P"]]:
+        self, features: Float[Tensor, "P R F"], rollout: Rollout, learning_rate: Float[Tensor, "P 1"]
+    ) -> tuple[Float[Tensor, "P R"], Float[Tensor, " P"]]:
         """G - b(s) with the baseline as it was before it saw these returns; then moves the baseline towards them.
 
         The baseline predicts G / scale, scale a running root mean square of the returns.
@@ -225,12 +279,12 @@ class Reinforce(Algorithm):
         returns, weight = rollout.returns, rollout.weight
         loss = torch.zeros_like(returns[:, 0])
         if not self.settings.baseline:
-            return self.normalized(returns - weighted_mean(returns, weight).unsqueeze(-1), weight), loss
-        advantage = returns - self.baseline(rollout.obs).squeeze(-1) * self.return_scale
-        rms = weighted_mean(returns.square(), weight).sqrt().unsqueeze(-1)
+            return self.normalized(returns - losses.mean(returns, weight).unsqueeze(-1), weight), loss
+        advantage = returns - self.baseline(features).squeeze(-1) * self.return_scale
+        rms = losses.mean(returns.square(), weight).sqrt().unsqueeze(-1)
         self.return_scale.copy_(torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale))
         for _ in range(self.settings.baseline_updates):
-            gradient, loss, _ = self.baseline.gradient(lambda parameters: self.baseline_loss(parameters, rollout))
+            gradient, loss, _ = self.baseline.gradient(lambda given: self.baseline_loss(given, features, rollout))
             clip_grad_norm_(gradient, self.num_members, self.config.max_grad_norm)
             self.baseline_optimizer.step([gradient], [learning_rate])
         return self.normalized(advantage, weight), loss
@@ -238,16 +292,22 @@ class Reinforce(Algorithm):
     def normalized(self, advantage: Float[Tensor, "P B"], weight: Tensor) -> Float[Tensor, "P B"]:
         if not self.settings.normalize_returns:
             return advantage
-        mean = weighted_mean(advantage, weight).unsqueeze(-1)
-        std = weighted_mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
+        mean = losses.mean(advantage, weight).unsqueeze(-1)
+        std = losses.mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
         return advantage / (std + 1e-8)
 
 
-def num_bytes_of_step(task: Task) -> int:
+def num_bytes_of_step(task: Task, state_size: int) -> int:
     """That one step of an environment takes in the buffer."""
     mask = math.prod(task.actions.shape) if task.has_masks else 0
-    return task.obs_size * task.obs_dtype.itemsize + 8 * task.actions.num_factors + mask + 6
+    return task.obs_size * task.obs_dtype.itemsize + 8 * task.actions.num_factors + mask + 7 + 4 * state_size
 
 
-def weighted_mean(x: Float[Tensor, "P B"], weight: Float[Tensor, "P B"]) -> Float[Tensor, " P"]:
-    return (x * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+def chunk_of(config: Config) -> int:
+    """Steps in a row that are learned from together."""
+    return config.sequence_length if config.network.memory != "none" else 1
+
+
+def vector_steps_of_update(config: Config) -> int:
+    """Between two updates, in whole chunks."""
+    return max(1, config.reinforce.rollout_steps // config.env.num_envs // chunk_of(config)) * chunk_of(config)

@@ -14,8 +14,9 @@ from agent.config import Config, EstimatorConfig
 from agent.diagnostics.gradient_quality import Moments, estimated_gradient, moments, quality
 from agent.diagnostics.inspection import unbiased_estimator
 from agent.estimators import make_estimator
-from agent.networks.heads import NUM_CRITICS, Critics, CriticsAt, make_critics, reduction
+from agent.networks.heads import NUM_CRITICS, Actor, Critics, CriticsAt, make_critics, reduction
 from agent.networks.modules import network_spec
+from agent.networks.shared_encoder import SharedEncoder
 from agent.policy import Policy
 from agent.seeding import member_seeds
 from agent.weights import CRITICS_FILE, in_new_format, load_weights
@@ -30,8 +31,11 @@ NUM_STEPS = 400  # of each environment, among whose states they are drawn
 REPEATS, ROUNDS = 8, 256  # draws at each state: their product
 
 
-def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
-    """The critics of the members that a policy holds.  UserError where the run has none or they do not fit."""
+def load_critics(run: Path, config: Config, policy: Policy) -> tuple[Critics, SharedEncoder | None]:
+    """The critics of the members that a policy holds, and the encoder whose features they read.
+
+    UserError where the run has none or they do not fit.
+    """
     path = run / CRITICS_FILE
     if config.algorithm == "reinforce":
         raise UserError(f"{run}: algorithm=reinforce has no critic whose gradient could be estimated")
@@ -46,40 +50,56 @@ def load_critics(run: Path, config: Config, policy: Policy) -> Critics:
     critics = make_critics(config, policy.observations.parts, actions, members=policy.seeds)
     num_members = len(config.members())
     rows = [c * num_members + member.member for c in range(NUM_CRITICS) for member in policy.info.members]
-    own = critics.network.tensors()
-    expected = {name: (NUM_CRITICS * num_members, *tensor.shape[1:]) for name, tensor in own.items()}
+    encoder = Actor(policy.info.network_spec(), policy.observations.parts, actions, policy.seeds).encoder
+    members = [member.member for member in policy.info.members]
+    own = {name: (tensor, rows, NUM_CRITICS * num_members) for name, tensor in critics.network.tensors().items()}
+    if encoder is not None:
+        own |= {f"encoder.{name}": (x, members, num_members) for name, x in encoder.network.tensors().items()}
+    expected = {name: (count, *tensor.shape[1:]) for name, (tensor, _, count) in own.items()}
     if {name: tuple(weights.shape) for name, weights in stored.items()} != expected:
         raise UserError(f"{path}: the tensors do not fit the critics that config.yaml describes")
-    for name, tensor in own.items():
-        tensor.copy_(stored[name][rows])
-    return critics
+    for name, (tensor, chosen, _) in own.items():
+        tensor.copy_(stored[name][chosen])
+    return critics, encoder
 
 
 class States(NamedTuple):
-    """B states of each member, and the masks of their legal choices where the environment gives them."""
+    """B states of each member, as its policy and as its critics read them: normalized observations or features."""
 
-    obs: Float[Tensor, "P B D"]
-    mask: Bool[Tensor, "P B K N"] | None
+    features: Float[Tensor, "P B F"]
+    for_critics: Float[Tensor, "P B F"]
+    mask: Bool[Tensor, "P B K N"] | None  # of their legal choices, where the environment gives them
 
 
-def visited_states(policy: Policy, env: VectorEnvironment, seed: int) -> States:
-    """States that the policy comes by when it draws its actions, from all times of its episodes."""
+def visited_states(policy: Policy, encoder: SharedEncoder | None, env: VectorEnvironment, seed: int) -> States:
+    """States that the policy comes by when it draws its actions, from all times of its episodes.
+
+    `encoder`: the critics'; it sees the same observations as the policy's own.
+    """
     policy.seed_(seed)
     visited: list[States] = []
     obs = env.reset(member_seeds(policy.seeds, "evaluation", seed)).unflatten(0, (policy.num_members, -1))
+    state = policy.actor.initial_state(*obs.shape[:2])
+    of_critics = state
     for _ in range(NUM_STEPS):
         mask = None if env.masks is None else env.masks.obs.unflatten(0, (policy.num_members, -1)).clone()
-        visited.append(States(obs.clone(), mask))
-        step = env.step(policy.choose(obs, sampled=True, mask=mask).flatten(0, 1))
-        obs = step.obs.unflatten(0, (policy.num_members, -1))
+        seen = policy.normalizer(obs)
+        features = seen if policy.actor.encoder is None else policy.actor.encoder.step(seen, state)[0]
+        for_critics, of_critics = (seen, of_critics) if encoder is None else encoder.step(seen, of_critics)
+        visited.append(States(features.clone(), for_critics.clone(), mask))
+        action, state = policy.choose(obs, state, sampled=True, mask=mask)
+        step = env.step(action.flatten(0, 1))
+        goes_on = (step.valid & ~(step.terminated | step.truncated)).unflatten(0, obs.shape[:2]).unsqueeze(-1)
+        obs, state, of_critics = step.obs.unflatten(0, obs.shape[:2]), state * goes_on, of_critics * goes_on
     num_visited = NUM_STEPS * obs.shape[1]
     chosen = torch.from_numpy(np.random.default_rng(seed).choice(num_visited, NUM_STATES, replace=False))
 
     def pick(of_each_step: list[Tensor]) -> Tensor:
         return torch.stack(of_each_step, 2).flatten(1, 2)[:, chosen]
 
-    masks = [state.mask for state in visited if state.mask is not None]
-    return States(pick([state.obs for state in visited]), pick(masks) if masks else None)
+    masks = [at.mask for at in visited if at.mask is not None]
+    features, for_critics = pick([at.features for at in visited]), pick([at.for_critics for at in visited])
+    return States(features, for_critics, pick(masks) if masks else None)
 
 
 def gradient_report(
@@ -92,11 +112,10 @@ def gradient_report(
     """
     streams = RandomStreams(member_seeds(policy.seeds, "inspection", seed))
     reduce = reduction(config.critic, critics)
-    obs = policy.normalizer(states.obs)
-    at_states = policy.actor(obs, states.mask)
+    at_states = policy.actor(states.features, states.mask)
     logits, q = (
         at_states.repeat(1, REPEATS, 1, 1),
-        CriticsAt(critics, critics.encode(obs.repeat(1, REPEATS, 1)), reduce),
+        CriticsAt(critics, critics.encode(states.for_critics.repeat(1, REPEATS, 1)), reduce),
     )
     none = torch.ones(policy.num_members)
     truth = moments(unbiased_estimator(critics, reduce), q, logits, none, REPEATS, ROUNDS, streams)
@@ -114,7 +133,9 @@ def gradient_report(
                     "relative_std": together.relative_variance.sqrt().item(),
                     "cosine": together.cosine.item(),
                     "mse": {str(size): together.relative_mse(size).item() for size in BATCH_SIZES},
-                    "microseconds": cost(settings, tau or 1.0, critics, reduce, obs, at_states, config.batch_size),
+                    "microseconds": cost(
+                        settings, tau or 1.0, critics, reduce, states.for_critics, at_states, config.batch_size
+                    ),
                 }
             )
     return rows
@@ -152,19 +173,19 @@ def cost(
     tau: float,
     critics: Critics,
     reduce: str,
-    obs: Float[Tensor, "P B D"],
+    features: Float[Tensor, "P B F"],
     logits: Float[Tensor, "P B K N"],
     batch_size: int,
 ) -> float:
     """Median of 20 timed estimates, in microseconds."""
     estimator = make_estimator(settings)
-    rows = torch.arange(batch_size) % obs.shape[1]
-    logits, q = logits[:, rows], CriticsAt(critics, critics.encode(obs[:, rows]), reduce)
+    rows = torch.arange(batch_size) % features.shape[1]
+    logits, q = logits[:, rows], CriticsAt(critics, critics.encode(features[:, rows]), reduce)
     uniform = RandomStreams([0] * len(logits)).uniform(estimator.num_samples, *logits.shape[1:])
-    noise, temperature = estimator.noise(uniform), torch.full((len(obs),), tau)
+    noise, temperature = estimator.noise(uniform), torch.full((len(features),), tau)
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
         estimated_gradient(estimator, q, logits, temperature, noise)
         seconds.append(time.perf_counter() - start)
-    return 1e6 * float(np.median(seconds)) / len(obs)
+    return 1e6 * float(np.median(seconds)) / len(features)

@@ -82,11 +82,13 @@ def play(
     """Plays one episode and calls `show` before each step; returns whether it was cut after `max_steps`."""
     obs = env.reset(member_seeds(policy.seeds, "evaluation", seed))
     policy.seed_(seed)
+    state = policy.actor.initial_state(1, 1)
     for _ in range(max_steps):
         show()
         mask = None if env.masks is None else env.masks.obs.unsqueeze(0)
         with torch.inference_mode():
-            step = env.step(policy.choose(obs.unsqueeze(0), sampled=sampled, mask=mask)[0])
+            action, state = policy.choose(obs.unsqueeze(0), state, sampled=sampled, mask=mask)
+            step = env.step(action[0])
         if bool((step.terminated | step.truncated).all()):
             return False
         obs = step.obs

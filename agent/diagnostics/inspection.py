@@ -127,8 +127,11 @@ def inspect(
     window = of.replay.sample(*streams.uniform(2, num_states).unbind(1))
     masks = of.replay.masks(window, window.length)
     obs = of.normalizer(of.replay.obs(window.first_row, window.slot))
-    logits = of.actor(obs, None if masks is None else masks.obs)
-    encoded = of.critics.encode(obs)
+    features = obs
+    if of.actor.encoder is not None:
+        features, _ = of.actor.encoder.step(obs, of.replay.states[window.first_row + window.slot])
+    logits = of.actor(features, None if masks is None else masks.obs)
+    encoded = of.critics.encode(features)
 
     def draws(estimator: Estimator, tau: Tensor) -> Moments:
         repeats = NUM_DRAWS if estimator.is_random else 1

@@ -19,21 +19,26 @@ from agent.networks.modules import (
     BUILT_IN,
     MLP,
     NetworkSpec,
-    build_encoder,
     build_network,
     network_spec,
     num_features,
     require_contract,
+    stages,
 )
 from agent.networks.population import Parameters, Population
+from agent.networks.shared_encoder import SharedEncoder
 from agent.seeding import member_seeds
+from agent.state import State
 from envs.spaces import ObsPart
 
 NUM_CRITICS = 2
 
 
 class Actor:
-    """Logits of each member's policy; choices that do not exist, or that a mask bars, are impossible."""
+    """Logits of each member's policy; choices that do not exist, or that a mask bars, are impossible.
+
+    Where the network has an encoder, the actor owns it and reads its features; critics may read them too.
+    """
 
     def __init__(
         self,
@@ -43,23 +48,72 @@ class Actor:
         seeds: list[int],
         device: torch.device | str = "cpu",
     ) -> None:
-        self.actions = actions
-        require_contract(network, parts)
+        self.actions, self.device = actions, device
+        if network.name not in BUILT_IN:
+            require_contract(network, parts)
+        make_encoder, head, parts = stages(network, parts)
+        self.num_inputs = sum(part.size for part in parts)
+        self.state_size = 0 if network.memory is None else network.memory.size
+        self.encoder: SharedEncoder | None = None
+        if make_encoder is not None:
+            self.encoder = SharedEncoder(make_encoder, self.state_size, seeds, device)
 
         def make() -> nn.Module:
             # A small last layer starts the policy near uniform (Andrychowicz et al. 2021, sec. 3.2).
-            return with_head(build_network(network, parts), actions.num_factors * actions.width, gain=0.01)
+            return with_head(build_network(head, parts), actions.num_factors * actions.width, gain=0.01)
 
         self.network = Population(make, seeds, device)
 
     def __call__(
         self,
-        obs: Float[Tensor, "P B D"],
+        features: Float[Tensor, "P B F"],
         mask: Bool[Tensor, "P B K N"] | None = None,
         parameters: Parameters | None = None,
     ) -> Float[Tensor, "P B K N"]:
-        logits = self.network(obs, parameters).unflatten(-1, self.actions.shape)
+        """Logits at the encoder's features; without an encoder, at observations."""
+        if features.shape[-1] != self.num_inputs:
+            raise ValueError(
+                f"the actor takes {self.num_inputs} features of its encoder, got {features.shape[-1]} numbers: call "
+                "actor.step(obs, state), or actor.encoder first"
+            )
+        logits = self.network(features, parameters).unflatten(-1, self.actions.shape)
         return self.actions.mask_logits(logits, mask)
+
+    def step(
+        self,
+        obs: Float[Tensor, "P E D"],
+        state: Float[Tensor, "P E H"],
+        mask: Bool[Tensor, "P E K N"] | None = None,
+    ) -> tuple[Float[Tensor, "P E K N"], Float[Tensor, "P E H"]]:
+        """Logits at the next observation of each environment, and the state after it; `state`: before it."""
+        features, state = (obs, state) if self.encoder is None else self.encoder.step(obs, state)
+        return self(features, mask), state
+
+    def initial_state(self, num_members: int, num_envs: int) -> Float[Tensor, "P E H"]:
+        """At the start of an episode; of no numbers without a memory."""
+        return torch.zeros((num_members, num_envs, self.state_size), device=self.device)
+
+    def populations(self) -> dict[str, Population]:
+        """All that it consists of, by name."""
+        encoder = {} if self.encoder is None else {"encoder": self.encoder.network}
+        return {"actor": self.network, **encoder}
+
+    def lerp_(self, other: "Actor", rate: float) -> None:
+        """Polyak averaging of all parameters."""
+        for own, theirs in zip(self.populations().values(), other.populations().values(), strict=True):
+            own.lerp_(theirs, rate)
+
+    def state(self) -> State:
+        """The flat parameters of each."""
+        return {part: population.flat for part, population in self.populations().items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All weights by name; live."""
+        return {
+            f"{part}.{name}": tensor
+            for part, population in self.populations().items()
+            for name, tensor in population.tensors().items()
+        }
 
 
 @runtime_checkable
@@ -243,11 +297,11 @@ def make_critics(
         members = [member.seed for member in config.members()]
     seeds = [seed for critic in range(NUM_CRITICS) for seed in member_seeds(members, "parameters", 1 + critic)]
     settings = config.critic
-    network = network_spec(config, parts, settings.layer_norm)
+    _, network, parts = stages(network_spec(config, parts, settings.layer_norm), parts)
 
     def make_features() -> nn.Module:
         if settings.structure == "joint" and network.name in BUILT_IN:  # the layers come after the action has joined
-            return build_encoder(network.name, parts) or MLP(sum(part.size for part in parts), [])
+            return MLP(sum(part.size for part in parts), [])
         return build_network(network, parts)
 
     if settings.structure == "joint":

@@ -22,10 +22,18 @@ from torch.func import functional_call
 from agent.config import Config
 from agent.config_fields import ConfigError, imported
 from agent.networks.encoders import CONVOLUTIONS, Encoder, fitting
+from agent.networks.recurrent import CELLS
 from envs.spaces import ObsPart
 
 BUILT_IN = ("mlp", *CONVOLUTIONS)
 DROPOUTS = nn.modules.dropout._DropoutNd
+
+
+class MemorySpec(NamedTuple):
+    """Which cell of agent.networks.recurrent, and the numbers of its state."""
+
+    cell: str
+    size: int
 
 
 class NetworkSpec(NamedTuple):
@@ -33,6 +41,15 @@ class NetworkSpec(NamedTuple):
 
     name: str
     kwargs: dict[str, Any]
+    memory: MemorySpec | None = None
+
+
+class Stages(NamedTuple):
+    """A network in two: an encoder that actor and critics share, and what each has on its features."""
+
+    make_encoder: Callable[[], nn.Module] | None  # a ModuleDict of features and perhaps memory; None: there is none
+    head: NetworkSpec
+    parts: tuple[ObsPart, ...]  # of what the head takes
 
 
 class NetworkError(ConfigError):
@@ -57,12 +74,13 @@ class MLP(nn.Sequential):
 
 def network_spec(config: Config, parts: Sequence[ObsPart], layer_norm: bool) -> NetworkSpec:
     """The network of a config for observations of these parts; `layer_norm` is the built-in ones'."""
-    name = config.network.name
+    name, cell = config.network.name, config.network.memory
+    memory = None if cell == "none" else MemorySpec(cell, config.network.memory_size)
     if name != "auto" and name not in BUILT_IN:
-        return NetworkSpec(name, config.network.kwargs)
+        return NetworkSpec(name, config.network.kwargs, memory)
     kwargs = {"hidden_sizes": config.hidden_sizes, "layer_norm": layer_norm}
     try:
-        return NetworkSpec(fitting(parts) if name == "auto" else name, kwargs)
+        return NetworkSpec(fitting(parts) if name == "auto" else name, kwargs, memory)
     except ValueError as error:
         raise NetworkError(f"network.name=auto: {error}") from None
 
@@ -75,13 +93,32 @@ def network_class(name: str) -> type[nn.Module]:
     return found
 
 
+def stages(spec: NetworkSpec, parts: Sequence[ObsPart]) -> Stages:
+    """What of a network is shared: convolutions, and all up to a memory. Without either there is no encoder."""
+
+    def make_features() -> nn.Module:
+        if spec.name not in BUILT_IN:
+            return build_network(spec, parts)
+        size, kwargs = sum(part.size for part in parts), spec.kwargs
+        return build_encoder(spec.name, parts) or MLP(size, kwargs["hidden_sizes"][:1], kwargs["layer_norm"])
+
+    def make() -> nn.Module:
+        modules = {"features": make_features()}
+        if spec.memory is not None:
+            modules["memory"] = CELLS[spec.memory.cell](num_features(modules["features"]), spec.memory.size)
+        return nn.ModuleDict(modules)
+
+    if spec.memory is None and not (spec.name in CONVOLUTIONS and any(part.is_image for part in parts)):
+        return Stages(None, spec, tuple(parts))
+    size = num_features(seeded(make_features, 0)) + (0 if spec.memory is None else spec.memory.size)
+    kwargs = spec.kwargs if spec.name in BUILT_IN else {"hidden_sizes": []}
+    return Stages(make, NetworkSpec("mlp", kwargs), (ObsPart("features", (size,)),))
+
+
 def build_network(spec: NetworkSpec, parts: Sequence[ObsPart]) -> nn.Module:
-    """One member's network, newly initialized: [B, D] -> [B, out_features]."""
+    """One member's network behind its encoder, newly initialized: [B, D] -> [B, out_features]."""
     if spec.name in BUILT_IN:
-        encoder = build_encoder(spec.name, parts)
-        if encoder is None:
-            return MLP(sum(part.size for part in parts), **spec.kwargs)
-        return in_sequence(encoder=encoder, mlp=MLP(num_features(encoder), **spec.kwargs))
+        return MLP(sum(part.size for part in parts), **spec.kwargs)
     network, shape = network_class(spec.name), obs_shape(parts)
     try:
         made = network(shape, **spec.kwargs)

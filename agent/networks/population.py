@@ -17,7 +17,7 @@ from agent.networks.modules import seeded
 from agent.networks.native import MLPShape, NativeMLP, instruction_set
 
 Parameters = Mapping[str, Tensor]  # by name, each with the rows along its first axis
-Forward = Callable[[Parameters, Tensor], Tensor]
+Forward = Callable[[Parameters, Any], Tensor]
 Aux = TypeVar("Aux")
 
 
@@ -55,8 +55,11 @@ class Population:
         modules[0].to("meta")  # from here on its structure only
         self.leaves = {name: view.detach().requires_grad_() for name, view in self.parameters.items()}
 
-    def __call__(self, x: Tensor, parameters: Parameters | None = None, part: str = "") -> Tensor:
-        """Applies each row's module to that row of `x`, with other parameters where given; of a ModuleDict one part."""
+    def __call__(self, x: Tensor | tuple[Tensor, ...], parameters: Parameters | None = None, part: str = "") -> Tensor:
+        """Applies each row's module to that row of `x`, with other parameters where given; of a ModuleDict one part.
+
+        `x`: a tuple for a module of several arguments.
+        """
         return self._forwards[part]({**self.fixed, **(parameters or self.parameters)}, x)
 
     def pieces(self, flat: Float[Tensor, "R F"]) -> dict[str, Tensor]:
@@ -189,9 +192,9 @@ def batched(module: nn.Module, prefix: str = "", native: bool = False) -> Batche
         return KNOWN[type(module)](module, own)
     names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
 
-    def mapped(parameters: Parameters, x: Tensor) -> Tensor:
-        def of_one_row(row: dict[str, Tensor], x: Tensor) -> Tensor:
-            return functional_call(module, row, (x,))
+    def mapped(parameters: Parameters, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        def of_one_row(row: dict[str, Tensor], x: Tensor | tuple[Tensor, ...]) -> Tensor:
+            return functional_call(module, row, x)
 
         return vmap(of_one_row)({name: parameters[own + name] for name in names}, x)
 

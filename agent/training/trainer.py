@@ -150,6 +150,8 @@ class Trainer:
             self.console.message(f"Preprocessing: {preprocessing}.")
         if any(part.is_image for part in self.env.observations.parts):
             self.console.message(f"Network: {described(self.policy.info.network.name, self.env.observations.parts)}.")
+        if memory := self.policy.info.network.memory:
+            self.console.message(f"Memory: {memory.cell} of {memory.size} numbers.")
         if checkpoint is not None:
             self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
         if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
