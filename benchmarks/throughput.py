@@ -28,6 +28,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # not this folder: its profile.py would hide the library's
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.config import Config
@@ -216,10 +217,23 @@ def operations(loop: TrainingLoop) -> int:
         raise UserError("algorithm: throughput is that of gumbel_actor_critic")
     samples = 0 if learner.critics.is_multilinear else learner.estimator.num_samples
     return (
-        passes(learner.actor.network, forward=2, to_parameters=1)
+        passes_of_encoder(learner)
+        + passes(learner.actor.network, forward=2, to_parameters=1)
         + passes(learner.critics.network, forward=1 + samples, to_parameters=1, to_input=samples)
         + passes(learner.target_critics.network, forward=1)
     )
+
+
+def passes_of_encoder(learner: GumbelActorCritic) -> int:
+    """Two forward and one backward, which is worth two."""
+    if learner.encoder is None:
+        return 0
+    if learner.memory_size:
+        raise UserError("network.memory: the operations of a memory are not counted; use none")
+    obs_size = learner.normalizer.mean.shape[1]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        learner.encoder(torch.zeros(learner.num_members, learner.config.batch_size, obs_size, device=learner.device))
+    return 4 * counter.get_total_flops()
 
 
 def peak_gflops(device: torch.device) -> float:

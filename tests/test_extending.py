@@ -151,6 +151,13 @@ def test_an_algorithm_of_ones_own_is_short_and_learns(own: str, tmp_path: Path) 
     assert evaluate.main([str(run), "--episodes", "2"]) == 0
 
 
+def test_an_algorithm_that_does_not_learn_from_sequences_has_no_memory(
+    own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train.main([*SHORT, f"algorithm={own}:DoubleDQN", "network.memory=gru", "batch_size=64"]) == 2
+    assert "does not learn from sequences; use none" in " ".join(capsys.readouterr().err.split())
+
+
 def test_an_algorithm_of_ones_own_resumes_bit_for_bit(own: str, tmp_path: Path) -> None:
     settings = [*SHORT, f"algorithm={own}:DoubleDQN", "checkpoint.every_env_steps=100"]
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -14,7 +14,6 @@ from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.networks.recurrent import CELLS, GRU
 from agent.policy import PolicyError
-from agent.replay import SequenceBatch
 from agent.seeding import member_seeds
 from agent.training.loop import TrainingLoop
 from agent.training.setup import make_env
@@ -103,8 +102,8 @@ def test_replayed_sequences_are_read_as_when_they_were_acted_on(cell: str, monke
         loop.act()
     learner, num_looked_at, num_starts = loop.learner, 0, 0
     for _ in range(20):
-        batch, _ = learner.sample_(torch.tensor(0.0))
-        assert isinstance(batch, SequenceBatch) and batch.weight.mean() > 0.5
+        batch, _ = learner.sample_sequences_(torch.tensor(0.0))
+        assert batch.weight.mean() > 0.5
         features, next_features = learner.features(batch)
         learned = slice(learner.burn_in, learner.burn_in + learner.num_learned)
         obs = batch.obs[:, :, learned].flatten(1, 2)

@@ -43,6 +43,7 @@ class UpdateNoise(NamedTuple):
 class GumbelActorCritic(OffPolicy):
     """All members' networks, optimizer and entropy coefficients, and their update."""
 
+    reads_sequences = True
     metrics = {name: METRICS[name] for name in (
         "critic/loss", "critic/q", "critic/td_target", "critic/grad_norm", "actor/loss", "actor/entropy",
         "actor/grad_norm", "alpha/value", "estimator/tau",
@@ -88,7 +89,7 @@ class GumbelActorCritic(OffPolicy):
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
         """One step of critics, actor and alpha together, on a batch from the replay."""
-        batch, masks = self.sample_(progress)
+        batch, masks = self.sample_sequences_(progress) if self.memory_size else self.sample_(progress)
         return self.learn(batch, masks, self.noise_(), progress)
 
     def learn(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -23,8 +24,14 @@ class OffPolicy(Algorithm):
     """Learns from a replay; the algorithm adds `act` and `update`. All its random numbers come from `streams`."""
 
     is_static = True
+    reads_sequences: ClassVar[bool] = False  # whether it can have a memory
 
     def __init__(self, config: Config, task: Task) -> None:
+        if config.network.memory != "none" and not self.reads_sequences:
+            raise ConfigError(
+                f"network.memory: got '{config.network.memory}', but {config.algorithm} does not learn from sequences; "
+                "use none (a class that does has reads_sequences = True)"
+            )
         self.config, self.actions, self.normalizer, self.device = config, task.actions, task.normalizer, task.device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
@@ -93,10 +100,8 @@ class OffPolicy(Algorithm):
             obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks, self.memory
         )
 
-    def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch | SequenceBatch, Masks | None]:
+    def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch, Masks | None]:
         """The next batch of the replay, observations normalized; and the masks at its obs and next_obs."""
-        if self.memory_size:
-            return self.sample_sequences_(progress)
         environment, transition, part = self.streams.uniform(3, self.config.batch_size).unbind(1)
         window = self.replay.sample(environment, transition)
         length = self.steps_counted(window, progress, part)
