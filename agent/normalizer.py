@@ -17,6 +17,7 @@ class ObservationNormalizer:
     """
 
     LIMIT = 10.0  # standard deviations
+    SMALLEST_STD = 1e-4
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ObservationNormalizer:
     def __call__(self, obs: Float[Tensor, "P B D"]) -> Float[Tensor, "P B D"]:
         if self.is_identity:
             return obs
-        mean, std = self.mean.unsqueeze(1), self.var.sqrt().clamp(min=1e-4).unsqueeze(1)
+        mean, std = self.mean.unsqueeze(1), self.var.sqrt().clamp(min=self.SMALLEST_STD).unsqueeze(1)
         scaled = (obs - mean).div_(std)
         return scaled.clamp_(-self.LIMIT, self.LIMIT) if self.enabled else scaled
 

@@ -23,6 +23,7 @@ from agent.files import replaced
 from agent.networks.heads import Actor
 from agent.networks.modules import BUILT_IN, MemorySpec, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer, make_normalizer
+from agent.policy_module import PolicyModule
 from agent.seeding import member_seeds
 from agent.weights import in_new_format, load_weights, save_weights
 from envs import VectorEnvironment, make_single
@@ -194,8 +195,7 @@ class Policy:
             action_mask: of the legal choices, as the environment gives it in `info` or by `action_masks()`; one, or a
                 batch for a batch. A policy trained with masks needs it, unless `obs` has it; any other may have it.
         """
-        if self.num_members != 1:
-            raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
+        self.require_one_member()
         try:
             batched = self.observations.is_batch(obs)
             flat = self.observations.flatten(obs) if batched else self.observations.flatten_one(obs)[None]
@@ -211,6 +211,38 @@ class Policy:
         choices = chosen[0].numpy()
         action = self.factored.decode(choices) if batched else self.factored.decode_each(choices)[0]
         return action if state is None else (action, (memory[0] if batched else memory[0, 0]).numpy())
+
+    def predict(
+        self, observation: Any, state: Any = None, episode_start: Any = None, deterministic: bool = False
+    ) -> tuple[Any, Any]:
+        """Action and next state, as models of Stable-Baselines3 return them: for what takes such a model.
+
+        Args:
+            observation: one, or a batch.
+            state: as the last call returned it; None at the start, and without a memory always.
+            episode_start: of each observation, whether an episode begins with it: its state is zero then.
+            deterministic: the most probable action, else one drawn from the policy.
+        """
+        num_envs = None
+        if self.observations.is_batch(observation):
+            num_envs = len(self.observations.flatten(observation))
+        if state is None:
+            state = self.initial_state(num_envs)
+        elif episode_start is not None:
+            state = np.where(np.expand_dims(np.asarray(episode_start, dtype=bool), -1), 0.0, state).reshape(state.shape)
+        action, state = self.act(observation, state, sampled=not deterministic)
+        return action, state if self.actor.state_size else None
+
+    def to_module(self, *, sampled: bool = False) -> PolicyModule:
+        """The policy of one member as a torch module that torch.export takes; `sampled` as in `act`."""
+        self.require_one_member()
+        weights = {name: tensor[0].cpu() for name, tensor in self.tensors().items()}
+        spec = self.info.network_spec()
+        return PolicyModule(spec, self.observations, self.factored, weights, self.normalizer, sampled=sampled)
+
+    def require_one_member(self) -> None:
+        if self.num_members != 1:
+            raise PolicyError(f"this policy holds {self.num_members} members; load one: Policy.load(run, member=0)")
 
     def read_state(self, state: Any, num_obs: int, batched: bool) -> Float[Tensor, "1 E H"]:
         """A memory's state as the user has it.  PolicyError where it does not fit, or where it is missing."""

@@ -9,8 +9,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from gymnasium import Space, spaces
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int, Int64
+from torch import Tensor
 
 from envs.errors import UserError
 from envs.space_json import space_from_json, space_to_json
@@ -60,6 +62,9 @@ class _Numbers:
             )
         return array.reshape(len(array), self.size)
 
+    def encode_tensor(self, obs: Tensor) -> Float[Tensor, "E D"]:
+        return obs.float().flatten(1)
+
 
 class _OneHot:
     """Encodes Discrete and MultiDiscrete: one column for each value of each entry.
@@ -87,6 +92,10 @@ class _OneHot:
         if np.count_nonzero(columns) != entries.size:
             raise UserError(f"an observation outside of its space {self.space}: {entries.tolist()}")
         return columns.astype(np.float32, order="C")
+
+    def encode_tensor(self, obs: Tensor) -> Float[Tensor, "E D"]:
+        entry, value = torch.from_numpy(self.entry).to(obs.device), torch.from_numpy(self.value).to(obs.device)
+        return (obs.reshape(len(obs), self.num_entries)[:, entry] == value).float()
 
 
 class FlatObservations:
@@ -126,6 +135,10 @@ class FlatObservations:
     def flatten(self, batched_obs: Any) -> Float32[np.ndarray, "E D"]:
         """Flattens a batch as a vector environment returns it. The result is a copy: it never aliases its argument."""
         return _concatenate([encoder.encode(_at(batched_obs, path)) for path, encoder in self._leaves])
+
+    def flatten_tensors(self, obs: Any) -> Float[Tensor, "E D"]:
+        """The same of tensors, in the structure of the space, by operations of torch alone; nothing is checked."""
+        return torch.cat([encoder.encode_tensor(_at(obs, path)) for path, encoder in self._leaves], 1)
 
     def flatten_each(self, observations: Sequence[Any]) -> Float32[np.ndarray, "E D"]:
         """Flattens observations of single environments into one batch."""
@@ -194,6 +207,21 @@ class FactoredActions:
         else:
             values = factors + self._start
         return values.astype(self.space.dtype, copy=False).reshape(factors.shape[:-1] + (self.space.shape or ()))
+
+    def decode_tensors(self, factors: Int[Tensor, "E K"]) -> Any:
+        """The same by operations of torch alone."""
+        if self.parts:
+            columns = zip(self.parts.items(), self._columns, strict=True)
+            decoded = {key: part.decode_tensors(factors[..., own]) for (key, part), own in columns}
+            return decoded if isinstance(self.space, spaces.Dict) else tuple(decoded.values())
+        if isinstance(self.space, spaces.Box):
+            levels = torch.from_numpy(self._levels).to(factors.device)
+            values = levels[torch.from_numpy(self._factor).to(factors.device), factors]
+        else:
+            start = torch.from_numpy(self._start).to(factors.device)
+            dtype = torch.from_numpy(np.zeros(0, self.space.dtype)).dtype
+            values = (factors + start).to(dtype)
+        return values.unflatten(1, self.space.shape) if self.space.shape else values.squeeze(1)
 
     def decode_each(self, factors: Int64[np.ndarray, "E K"]) -> list[Any]:
         """Returns the actions one by one, each as a single environment takes it."""

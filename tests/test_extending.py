@@ -154,7 +154,7 @@ def test_an_algorithm_of_ones_own_is_short_and_learns(own: str, tmp_path: Path) 
 def test_an_algorithm_that_does_not_learn_from_sequences_has_no_memory(
     own: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train.main([*SHORT, f"algorithm={own}:DoubleDQN", "network.memory=gru", "batch_size=64"]) == 2
+    assert train.main([*SHORT, f"algorithm={own}:DoubleDQN", "network.memory=gru", "sequence_length=16"]) == 2
     assert "does not learn from sequences; use none" in " ".join(capsys.readouterr().err.split())
 
 

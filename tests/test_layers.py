@@ -23,7 +23,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
     },
     {"agent.config_loader", "agent.estimators", "agent.schedules"},
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
-    {"agent.diagnostics", "agent.versions"},
+    {"agent.diagnostics", "agent.policy_module", "agent.versions"},
     {"agent.algorithms", "agent.policy"},
     {"agent.evaluation"},
     {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other
