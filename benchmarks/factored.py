@@ -127,7 +127,8 @@ def trained(task: str, config: Config) -> Curve:
 def final_returns(bandit: ChainBandit, policy: Policy) -> np.ndarray:
     """Mean over contexts of the reward of each member's most probable action."""
     contexts = torch.arange(bandit.num_contexts)
-    action = policy.choose(torch.eye(len(contexts)).expand(policy.num_members, -1, -1))
+    obs = torch.eye(len(contexts)).expand(policy.num_members, -1, -1)
+    action, _ = policy.choose(obs, policy.actor.initial_state(*obs.shape[:2]))
     return torch.stack([bandit.reward(contexts, own, contexts, None).mean() for own in action]).numpy()
 
 

@@ -96,8 +96,9 @@ class OffPolicy(Algorithm):
     def store(
         self, obs: Float[Tensor, "P E D"], action: Int[Tensor, "P E K"], step: Step, masks: Masks | None = None
     ) -> None:
+        state = self.memory if self.memory_size else None
         self.replay.add_(
-            obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks, self.memory
+            obs, action, step.reward, step.terminated, step.truncated, step.next_obs, step.valid, masks, state
         )
 
     def sample_(self, progress: Float[Tensor, ""]) -> tuple[Batch, Masks | None]:
