@@ -162,7 +162,7 @@ def test_what_was_seen_at_first_decides_in_the_end(tmp_path: Path, settings: lis
 
 @pytest.mark.parametrize("settings", [["critic.structure=joint"], ["env.id=Taxi-v4", "env.wrappers=[]"]], ids=" ".join)
 def test_updates_are_finite(settings: list[str]) -> None:
-    """Also where masks of steps that are no transitions bar everything."""
+    """Also with masks: rows without a transition have none that were ever written."""
     loop = make_loop("network.memory=mingru", "learning_starts=20", "total_env_steps=200", *settings)
     for env_steps in range(0, 120, 4):
         loop.run_iteration(env_steps)

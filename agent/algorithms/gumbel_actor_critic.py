@@ -107,7 +107,7 @@ class GumbelActorCritic(OffPolicy):
             actor_parameters: Parameters,
             *more: Any,
         ) -> tuple[Tensor, tuple[Tensor, ...]]:
-            """The sum of three losses: that of the critics moves the encoder too, each other one argument alone."""
+            """The sum of three losses. The critics' trains critics and encoder, the other two the actor and alpha."""
             *encoder_parameters, log_alpha = more
             features, next_features = self.features(batch, *encoder_parameters)
             target = losses.td_target(
