@@ -1,75 +1,8 @@
 """Trains agents: python train.py [CONFIG] [key=value ...] [--resume RUN|auto] [--print-config]"""
 
-import argparse
 import sys
-from pathlib import Path
 
-from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
-from agent.exit_codes import exit_code, replace_what_cannot_be_shown
-from agent.training.resume import config_of_run, is_finished
-from agent.training.trainer import train
-from envs.errors import UserError
-
-EXAMPLES = """examples:
-  python train.py configs/cartpole.yaml                        four members, as the file says
-  python train.py configs/cartpole.yaml seeds=10 tau.start=2   other settings on the command line
-  python train.py configs/cartpole.yaml algorithm=reinforce    the baseline on the same task
-  python train.py env.id=Acrobot-v1 'sweep={tau.start: [2.0, 1.0, 0.5]}' seeds=5   15 members in one process
-  python train.py configs/cartpole.yaml --print-config         every setting as it would be used
-  python train.py --resume runs/x                              resumes a run as if it had never stopped
-  python train.py --resume runs/x total_env_steps=200000       and makes a finished one longer
-  python train.py configs/cartpole.yaml run_dir=runs/x --resume auto   starts, or resumes what is in run_dir
-"""
-
-
-def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="train.py",
-        description="Trains a population of agents on a Gymnasium environment with discrete actions.",
-        epilog=f"{EXAMPLES}\n{help_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("config", nargs="?", metavar="CONFIG", help="a YAML file, see configs/")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that replace the file's")
-    parser.add_argument("--print-config", action="store_true", help="print the resolved config as YAML and stop")
-    parser.add_argument(
-        "--resume",
-        metavar="RUN",
-        help="resume the run in this folder; auto: in run_dir, or start where it is empty",
-    )
-    options, unknown = parser.parse_known_intermixed_args(arguments)
-    if unknown:
-        raise unknown_option(unknown[0], arguments, parser.format_usage())
-    return options
-
-
-def run(options: argparse.Namespace) -> None:
-    file, overrides = options.config, options.overrides
-    if file is not None and "=" in file:
-        file, overrides = None, [file, *overrides]
-    require_once([(text, *parse_override(text)) for text in overrides])
-    if options.resume not in (None, "auto"):
-        if file is not None:
-            raise UserError(f"--resume {options.resume}: resumes with the run's own config; leave out {file}")
-        config = config_of_run(Path(options.resume), overrides)
-    else:
-        config = load_config(file, overrides)
-    if options.print_config:
-        print(config.to_yaml(), end="")
-        return
-    if options.resume == "auto" and config.run_dir is None:
-        raise UserError("--resume auto: needs run_dir=FOLDER, where the run is or will be")
-    if options.resume is not None and is_finished(config):
-        print(f"{config.run_dir} has come to its end; a larger total_env_steps makes it longer")
-        return
-    train(config, resume=options.resume is not None)
-
-
-def main(arguments: list[str]) -> int:
-    replace_what_cannot_be_shown(sys.stdout)
-    return exit_code("train.py", lambda: run(parse(arguments)))
-
+from agent.cli.train import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -4,6 +4,8 @@ The public names are imported when they are first used: `import agent` alone is 
 """
 
 from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +16,13 @@ if TYPE_CHECKING:
     from agent.policy import Policy, PolicyError
     from agent.training.callbacks import Callback
     from agent.training.trainer import train
+
+ENVS = Path(__file__).parents[1] / "envs" / "__init__.py"
+if (found := find_spec("envs")) is not None and found.origin != str(ENVS):
+    raise ImportError(
+        f"the package 'envs' of gumbel-actor-critic ({ENVS}) is hidden by {found.origin or 'a folder envs'}: rename "
+        "that one, or use the command gumbel, which does not look for modules in the current folder first"
+    )
 
 __all__ = ["Callback", "Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from agent import yaml12
+from agent.commands import own_configs
 from agent.config import Config, is_per_member, settings
 from agent.config_fields import ConfigError, allowed_in, closest, nearest
 
@@ -33,7 +34,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, of_ru
     """
     values: dict[str, Any] = {}
     if path is not None:
-        values, renamed = with_new_keys(read_yaml(Path(path)))
+        values, renamed = with_new_keys(read_yaml(find_config(path)))
         gone = [key for key in GONE if of_run or values.get(key) == GONE_DEFAULTS[key]]
         values = {key: value for key, value in values.items() if key not in gone}
         tell_once(str(path), renamed)
@@ -108,11 +109,22 @@ def validate(values: dict[str, Any], locate: Callable[[str], str]) -> Config:
         raise ConfigError("\n".join(describe(fault, locate) for fault in faults)) from None
 
 
+def find_config(name: str | Path) -> Path:
+    """The file of this path, or the library's own config of this name, as cartpole."""
+    path = Path(name)
+    own = own_configs() / f"{name}.yaml"
+    return own if len(path.parts) == 1 and not path.exists() and own.is_file() else path
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping from a file; ConfigError where there is none."""
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean '{path.parent / near[0]}'?" if near else ""
+        here = {p.name: str(p) for p in path.parent.glob("*.yaml")}
+        own = {p.name: p.stem for p in own_configs().glob("*.yaml")}
+        near = difflib.get_close_matches(path.name, here, n=1) or difflib.get_close_matches(
+            path.with_suffix(".yaml").name, own, n=1
+        )
+        hint = f"; did you mean '{(own | here)[near[0]]}'?" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}")
     try:
         values = yaml12.load(path.read_text(encoding="utf-8"))

@@ -474,7 +474,7 @@ def find_policy(path: Path, weights: str) -> Path:
             return folder
     if not path.exists():
         raise PolicyError(f"{path}: no such folder")
-    raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which train.py writes")
+    raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which training writes")
 
 
 def read_info(folder: Path) -> PolicyInfo:
@@ -529,7 +529,7 @@ def require_trust(info: PolicyInfo, path: str | Path, named: Mapping[str, Sequen
     what, name = foreign[0]
     raise PolicyError(
         f"this policy names the {what} '{name}', which imports the Python module '{name.rpartition(':')[0]}'; if you "
-        f"trust it, allow it: {command('evaluate.py', path, *options)} (in Python: trust=True)"
+        f"trust it, allow it: {command('evaluate', path, *options)} (in Python: trust=True)"
     )
 
 

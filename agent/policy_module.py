@@ -65,7 +65,7 @@ class PolicyModule(nn.Module):
         if self.has_memory:
             if state is None:
                 raise ValueError("this policy has a memory: forward(obs, state), a state of zeros at first")
-            none = torch.zeros(len(features), 1, dtype=torch.bool, device=features.device)
+            none = torch.zeros(features.shape[0], 1, dtype=torch.bool, device=features.device)
             state = self.encoder["memory"](features.unsqueeze(1), state, none).squeeze(1)
             features = torch.cat([features, state], -1)
         logits = self.actor(features).unflatten(-1, self.actions.shape)

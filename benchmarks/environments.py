@@ -32,8 +32,8 @@ if __name__ == "__main__":
 
 import numpy as np
 
-import evaluate as evaluate_script
 from agent import Policy, evaluate, load_config, train
+from agent.cli import evaluate as evaluate_script
 from agent.config import Config
 from agent.exit_codes import Stopped, exit_code
 from agent.tables import number

@@ -95,7 +95,7 @@ class _OneHot:
 
     def encode_tensor(self, obs: Tensor) -> Float[Tensor, "E D"]:
         entry, value = torch.from_numpy(self.entry).to(obs.device), torch.from_numpy(self.value).to(obs.device)
-        return (obs.reshape(len(obs), self.num_entries)[:, entry] == value).float()
+        return (obs.reshape(obs.shape[0], self.num_entries)[:, entry] == value).float()
 
 
 class FlatObservations:

@@ -15,7 +15,7 @@ from test_scripts import SHORT
 
 import agent.training.acceleration as acceleration_module
 import agent.training.loop as loop_module
-import train
+from agent.cli import train
 from agent.config import EstimatorConfig
 from agent.config_fields import ConfigError
 from agent.config_loader import load_config

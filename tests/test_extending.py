@@ -18,10 +18,9 @@ from torch import Generator
 
 import agent
 import envs
-import evaluate
-import train
 from agent.algorithms.base import Algorithm, require_updates
 from agent.analysis import gradients
+from agent.cli import evaluate, train
 from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.config_loader import load_config

@@ -9,11 +9,10 @@ import torch
 from test_scripts import SHORT
 from torch import Generator
 
-import evaluate
-import train
 from agent import Policy
 from agent.analysis import gradients
 from agent.analysis.gradients import States, gradient_report, load_critics
+from agent.cli import evaluate, train
 from agent.config_loader import load_config
 from agent.networks.heads import make_critics
 from agent.weights import CRITICS_FILE, save_weights

@@ -25,12 +25,21 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
     {"agent.diagnostics", "agent.policy_module", "agent.versions"},
     {"agent.algorithms", "agent.policy"},
-    {"agent.evaluation"},
+    {"agent.evaluation", "agent.onnx_file"},
     {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other
-    {"agent"},  # the public names
+    {"agent.cli"},
+    {"agent", "agent.__main__"},  # the public names, and python -m agent
     {"train", "evaluate", "compare"},
 ]
-PACKAGES = {"envs", "agent.networks", "agent.diagnostics", "agent.algorithms", "agent.training", "agent.analysis"}
+PACKAGES = {
+    "envs",
+    "agent.networks",
+    "agent.diagnostics",
+    "agent.algorithms",
+    "agent.training",
+    "agent.analysis",
+    "agent.cli",
+}
 FILES = [
     *Path("agent").rglob("*.py"),
     *Path("envs").rglob("*.py"),

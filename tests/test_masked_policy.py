@@ -12,10 +12,9 @@ from gymnasium import spaces
 from test_policy import OBS, make_policy
 
 import envs
-import evaluate
-import train
 from agent import Policy, PolicyError
 from agent.analysis.video import record
+from agent.cli import evaluate, train
 
 MASKED_SPACES = [
     (spaces.Discrete(4), np.array([0, 0, 1, 0], np.int8), 2),

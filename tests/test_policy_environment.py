@@ -17,9 +17,8 @@ from gymnasium.vector import AutoresetMode
 from scripted_env import SCRIPTS, ScriptedEnv, ScriptedVectorEnv
 from test_policy import make_policy
 
-import evaluate
-import train
 from agent import Policy, PolicyError
+from agent.cli import evaluate, train
 from agent.config import EnvSettings, WrapperConfig
 from agent.config_loader import load_config
 from agent.evaluation import make_env
@@ -127,7 +126,7 @@ def test_evaluation_takes_settings_of_the_environment(tmp_path: Path, capsys: py
     assert json.loads(capsys.readouterr().out)["members"][0]["greedy"]["lengths"] == [3]
     for setting, message in {
         "env.vectorisation_mode=sync": "unknown key 'env.vectorisation_mode'; did you mean 'env.vectorization_mode'?",
-        "tau.start=2": "'tau.start': evaluate.py changes settings of the environment alone, env.key=value",
+        "tau.start=2": "'tau.start': an evaluation changes settings of the environment alone, env.key=value",
         "env.wrappers=[Flatten]": "env.wrappers: got 'Flatten', must be module:Class, for example",
         "env.id=Acrobot-v1": "this policy has observations",
     }.items():

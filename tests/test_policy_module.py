@@ -35,7 +35,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     policy = Policy.load(train(load_config(None, [*request.param, *small, f"run_dir={run}"])))
     generator = Generator().manual_seed(1)
     for tensor in policy.actor.tensors().values():  # else nearly uniform: every mistake would pass
-        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) / 2)
     return policy
 
 
@@ -77,7 +77,7 @@ def same(ours: Any, theirs: Any) -> None:
         for one, other in zip(ours, theirs, strict=True):
             same(one, other)
     else:
-        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours.numpy(), theirs, rtol=1e-4, atol=1e-5)  # other kernels, float32
         assert ours.numpy().dtype == np.asarray(theirs).dtype
 
 

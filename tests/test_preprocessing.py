@@ -13,8 +13,8 @@ import torch
 from gymnasium.envs.registration import EnvSpec
 
 import envs
-import train
 from agent.algorithms.base import Task
+from agent.cli import train
 from agent.config_loader import load_config
 from agent.training.loop import TrainingLoop
 from agent.training.setup import in_force

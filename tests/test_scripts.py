@@ -17,10 +17,8 @@ import pytest
 from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from test_resume import stop_at
 
-import compare
-import evaluate
-import train
 from agent.analysis import gradients, report
+from agent.cli import compare, evaluate, train
 from agent.exit_codes import Stopped
 
 __all__ = ["stop_at"]  # a fixture

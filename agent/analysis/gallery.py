@@ -49,7 +49,7 @@ def heading(comparison: Comparison, what: str = "") -> str:
 
 
 def gradient_reports(entries: Sequence[Entry], folder: Path) -> list[FigureFile]:
-    """Copies of what `evaluate.py --gradients` has drawn in the runs compared."""
+    """Copies of what `evaluate --gradients` has drawn in the runs compared."""
     labels: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
         for run in entry.runs:
@@ -59,7 +59,7 @@ def gradient_reports(entries: Sequence[Entry], folder: Path) -> list[FigureFile]
     for i, run_folder in enumerate(drawn):
         path = folder / f"gradients_{i}.png"
         shutil.copyfile(Path(run_folder) / GRADIENTS_FIGURE, path)
-        caption = f"Bias against standard deviation on trained policies: evaluate.py {run_folder} --gradients."
+        caption = f"Bias against standard deviation on trained policies: evaluate {run_folder} --gradients."
         copies.append(FigureFile(path, f"Gradient estimators: {', '.join(labels[run_folder])}", caption))
     return copies
 

@@ -21,6 +21,7 @@ from agent.analysis.gallery import FigureFile, write_figures
 from agent.analysis.run_folder import Entry, Run
 from agent.analysis.statistics import area_under_curve
 from agent.analysis.tables import notes
+from agent.commands import as_called
 from agent.config_loader import as_text
 from agent.tables import number
 from envs.errors import UserError
@@ -176,7 +177,7 @@ def runs_of(comparison: Comparison) -> list[Run]:
 
 def repeat(run: Run) -> str:
     """The command that trains the same again, into a new folder."""
-    return f"python train.py {shlex.quote(run.folder)}/config.yaml run_dir=null"
+    return as_called(f"gumbel train {shlex.quote(run.folder)}/config.yaml run_dir=null")
 
 
 def settings_table(entries: Sequence[Entry], different: bool) -> dict[str, list[str]]:

@@ -75,7 +75,7 @@ def planned(of: Inspected, num_updates: int) -> Inspections:
         if not number:
             logger.warning(
                 "gradient/* are not measured: that takes as long as %.1f updates, more than 1 %% of this run's %d; "
-                "evaluate.py --gradients measures them afterwards",
+                "evaluate --gradients measures them afterwards",
                 cost,
                 num_updates,
             )

@@ -56,7 +56,7 @@ class ToChannelsFirst(nn.Module):
 
     def forward(self, obs: Tensor) -> Tensor:
         axes = (0, *(1 + axis for axis in self.axes))
-        return obs.unflatten(1, self.shape).permute(axes).reshape(len(obs), *self.picture)
+        return obs.unflatten(1, self.shape).permute(axes).reshape(obs.shape[0], *self.picture)
 
 
 class Residual(nn.Module):

@@ -84,13 +84,13 @@ def require_new(run_dir: Path) -> None:
     """ConfigError where the folder holds a run."""
     if (run_dir / "config.yaml").exists():
         raise ConfigError(
-            f"run_dir: {run_dir} already holds a run; resume it ({command('train.py', '--resume', run_dir)}), choose "
+            f"run_dir: {run_dir} already holds a run; resume it ({command('train', '--resume', run_dir)}), choose "
             "another folder or remove it"
         )
 
 
 def not_writable(run_dir: Path, error: OSError) -> UserError:
-    how = f"once it can, {command('train.py', '--resume', run_dir)} continues the run"
+    how = f"once it can, {command('train', '--resume', run_dir)} continues the run"
     return UserError(f"{run_dir} cannot be written: {error}; {how}")
 
 
@@ -104,9 +104,9 @@ def next_commands(run_dir: Path, info: PolicyInfo) -> list[str]:
     trust = [] if all(map(may_be_imported, info.names())) else ["--trust"]
     offline = sorted(run_dir.glob("wandb/offline-run-*"))
     return [
-        command("evaluate.py", run_dir, *trust),
-        command("evaluate.py", run_dir, *trust, "--video", run_dir / "videos"),
-        *([command("evaluate.py", run_dir, *trust, "--gradients")] if (run_dir / CRITICS_FILE).exists() else []),
-        command("compare.py", run_dir / "config.yaml", "--algorithms", *ALGORITHMS, "--seeds", 10),
+        command("evaluate", run_dir, *trust),
+        command("evaluate", run_dir, *trust, "--video", run_dir / "videos"),
+        *([command("evaluate", run_dir, *trust, "--gradients")] if (run_dir / CRITICS_FILE).exists() else []),
+        command("compare", run_dir / "config.yaml", "--algorithms", *ALGORITHMS, "--seeds", 10),
         *([f"wandb sync {shlex.join(map(str, offline))}"] if offline else []),
     ]

@@ -91,7 +91,7 @@ class Tracker:
                 return
         raise UserError(
             f"{self.run_dir} was moved or removed while the run wrote to it: the run ends; with the folder back in its "
-            f"place, {command('train.py', '--resume', self.run_dir)} continues the run"
+            f"place, {command('train', '--resume', self.run_dir)} continues the run"
         )
 
     def num_bytes(self) -> int:

@@ -339,7 +339,7 @@ class Trainer:
         if self.is_between_steps and not has_ended:
             self.save()
         self.checkpoints.wait()
-        resume = command("train.py", "--resume", self.run_dir)
+        resume = command("train", "--resume", self.run_dir)
         when, how = "", f"saved; {resume} continues the run"
         if not self.is_between_steps:
             when = " while programs were compiled"

@@ -1,0 +1,1 @@
+"""The commands, a module each, with `main(arguments)` that returns the exit code."""

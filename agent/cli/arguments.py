@@ -1,0 +1,29 @@
+"""Arguments that several commands share: which policy of a run."""
+
+import argparse
+
+from agent.policy import Policy
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
+    parser.add_argument("--member", default="best", type=member, help="number, best (default) or all")
+    parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
+    parser.add_argument(
+        "--network", metavar="module:Class", help="the network of your own that the policy names, to allow its import"
+    )
+    parser.add_argument("--trust", action="store_true", help="allow the import of whatever modules the policy names")
+
+
+def member(text: str) -> int | str:
+    return text if text in ("best", "all") else int(text)
+
+
+def load_policy(options: argparse.Namespace) -> Policy:
+    return Policy.load(
+        options.run,
+        member=options.member,
+        weights=options.weights,
+        network=options.network,
+        trust=options.trust,
+    )

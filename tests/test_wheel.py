@@ -1,0 +1,89 @@
+"""The wheel, installed without the checkout: its commands, its configs, and a project of the user's beside it."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.whole_run]
+SHORT = ["total_env_steps=200", "hidden_sizes=[8]", "seeds=1", "wandb.mode=disabled", "compile=false"]
+SHORT += ["evaluation.episodes=1", "evaluation.final_episodes=1", "learning_starts=100", "batch_size=16"]
+OWN_ENV = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+gymnasium.register("Mine-v0", CartPoleEnv, max_episode_steps=20)
+"""
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy: setuptools leaves a folder build, and takes what lies there
+    for name in ("agent", "envs", "configs"):
+        shutil.copytree(name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "-w", folder], check=True)
+    (wheel,) = folder.glob("gumbel_actor_critic-*.whl")
+    subprocess.run([*pip, "install", wheel, "--no-deps", "--target", folder / "site"], check=True)
+    return folder / "site"
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A user's own, whose folder envs has the name of ours."""
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs" / "__init__.py").write_text("")
+    (tmp_path / "envs" / "mine.py").write_text(OWN_ENV)
+    return tmp_path
+
+
+def run(site: Path, cwd: Path, *arguments: str, program: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *(program or ("-P", str(site / "bin" / "gumbel"))), *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_a_project_with_a_folder_envs_uses_the_commands(site: Path, project: Path) -> None:
+    trained = run(site, project, "train", "cartpole", "env.id=./envs/mine.py:Mine-v0", *SHORT, "run_dir=runs/x")
+    assert trained.returncode == 0, trained.stderr
+    printed = [shlex.split(line) for line in trained.stdout.split("\nnext\n")[1].splitlines() if "evaluate" in line]
+    name = printed[0].index("evaluate")
+    again = run(site, project, *printed[0][name:], "--trust", "--episodes", "1")
+    assert again.returncode == 0, again.stderr
+    exported = run(site, project, "export", "runs/x", "policy.onnx", "--trust")
+    assert exported.returncode == 0, exported.stderr
+    assert (project / "policy.onnx").stat().st_size > 0
+    compared = run(site, project, "compare", "runs/x")
+    assert compared.returncode == 0, compared.stderr
+    assert re.search(r"command: gumbel compare runs/x", compared.stdout)
+
+
+def test_a_hidden_package_is_named(site: Path, project: Path) -> None:
+    done = run(site, project, "train", "cartpole", program=("-m", "agent"))
+    assert done.returncode != 0
+    assert f"is hidden by {project}/envs/__init__.py" in done.stderr.splitlines()[-1]
+
+
+def test_the_wheel_has_licence_configs_and_types(site: Path) -> None:
+    assert list(site.glob("gumbel_actor_critic-*/licenses/LICENSE"))
+    assert (site / "agent" / "py.typed").is_file() and (site / "envs" / "py.typed").is_file()
+    assert {path.name for path in (site / "agent" / "configs").iterdir()} == {p.name for p in Path("configs").iterdir()}
+
+
+def test_help_and_errors_name_the_installed_command(site: Path, tmp_path: Path) -> None:
+    assert "gumbel train cartpole" in run(site, tmp_path, "train", "--help").stdout
+    unknown = run(site, tmp_path, "trian")
+    assert (unknown.returncode, unknown.stderr) == (2, "gumbel: error: no command 'trian'; did you mean 'train'?\n")
+    missing = run(site, tmp_path, "train", "cartpol")
+    assert (missing.returncode, missing.stderr) == (
+        2,
+        "gumbel train: error: cartpol: no such config file; did you mean 'cartpole'?\n",
+    )
