@@ -3,6 +3,7 @@
 The public names are imported when they are first used: `import agent` alone is fast and imports no torch.
 """
 
+import os
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
     from agent.training.trainer import train
 
 ENVS = Path(__file__).parents[1] / "envs" / "__init__.py"
-if (found := find_spec("envs")) is not None and found.origin != str(ENVS):
+if (found := find_spec("envs")) is None or found.origin is None or not os.path.samefile(found.origin, ENVS):
     raise ImportError(
-        f"the package 'envs' of gumbel-actor-critic ({ENVS}) is hidden by {found.origin or 'a folder envs'}: rename "
-        "that one, or use the command gumbel, which does not look for modules in the current folder first"
+        f"the package 'envs' of gumbel-actor-critic ({ENVS}) is hidden by {found and found.origin}: rename that one, "
+        "or use the command gumbel, which does not look for modules in the current folder first"
     )
 
 __all__ = ["Callback", "Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]

@@ -113,7 +113,7 @@ def find_config(name: str | Path) -> Path:
     """The file of this path, or the library's own config of this name, as cartpole."""
     path = Path(name)
     own = own_configs() / f"{name}.yaml"
-    return own if len(path.parts) == 1 and not path.exists() and own.is_file() else path
+    return own if len(path.parts) == 1 and not path.is_file() and own.is_file() else path
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -5,12 +5,11 @@ import importlib.util
 import json
 import sys
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from gymnasium.vector.utils import batch_space
 from torch import Tensor
 from torch.export import Dim
 from torch.utils._pytree import tree_map
@@ -57,22 +56,12 @@ def write_onnx(policy: Policy, path: Path, *, sampled: bool = False) -> list[str
 def example_inputs(policy: Policy) -> dict[str, Any]:
     """Arguments of the policy's module: observations of its space, a memory's first state, masks that allow all."""
     space = policy.observations.space
-    space.seed(0)
-    inputs = {"obs": stacked([space.sample() for _ in range(ROWS)])}
+    inputs = {"obs": tree_map(torch.from_numpy, batch_space(space, ROWS).sample())}
     if policy.actor.state_size:
         inputs["state"] = torch.zeros(ROWS, policy.actor.state_size)
     if policy.info.action_mask_key is not None:
         inputs["mask"] = torch.ones(ROWS, *policy.actor.actions.shape, dtype=torch.bool)
     return inputs
-
-
-def stacked(observations: Sequence[Any]) -> Any:
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: stacked([obs[key] for obs in observations]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(stacked(part) for part in zip(*observations, strict=True))
-    return torch.from_numpy(np.array(observations))
 
 
 def leaves(tree: Any, name: str = "") -> dict[str, Tensor]:

@@ -1,13 +1,26 @@
-"""Arguments that several commands share: which policy of a run."""
+"""What the commands' parsers share: their form, and the arguments that choose a policy of a run."""
 
 import argparse
 
+from agent.commands import as_called, in_short
 from agent.policy import Policy
 
 
-def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+def make_parser(name: str, description: str, epilog: str) -> argparse.ArgumentParser:
+    """`epilog`: as the user calls the commands, gumbel or scripts."""
+    return argparse.ArgumentParser(
+        prog=in_short(name),
+        description=description,
+        epilog=as_called(epilog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def add_policy_arguments(parser: argparse.ArgumentParser, members: str) -> None:
+    """`members`: what --member may be, in words."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
-    parser.add_argument("--member", default="best", type=member, help="number, best (default) or all")
+    parser.add_argument("--member", default="best", type=member, help=members)
     parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
     parser.add_argument(
         "--network", metavar="module:Class", help="the network of your own that the policy names, to allow its import"

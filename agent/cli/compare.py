@@ -15,6 +15,7 @@ from agent.analysis.comparison import compare_entries
 from agent.analysis.entries import arrange, load_runs
 from agent.analysis.run_folder import Entry, require_one_env
 from agent.analysis.tables import pairs_table, summary_table
+from agent.cli.arguments import make_parser
 from agent.commands import as_called, in_short
 from agent.config import Config
 from agent.config_loader import find_config, parse_override, require_once, unknown_option, yaml_scalar
@@ -61,12 +62,10 @@ what happens
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=in_short("compare"),
-        description="Compares algorithms, settings or finished runs, with 95 % intervals over seeds.",
-        epilog=as_called(HOW_TO),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "compare",
+        "Compares algorithms, settings or finished runs, with 95 % intervals over seeds.",
+        HOW_TO,
     )
     parser.add_argument("inputs", nargs="*", metavar="CONFIG|RUN|key=value", help="config files and settings, or runs")
     parser.add_argument("--filter", nargs="+", default=[], metavar="key=value", help="finished runs under runs/")

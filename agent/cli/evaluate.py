@@ -16,8 +16,8 @@ from agent.analysis.report import finite
 from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
 from agent.analysis.video import record
-from agent.cli.arguments import add_policy_arguments, load_policy
-from agent.commands import as_called, in_short
+from agent.cli.arguments import add_policy_arguments, load_policy, make_parser
+from agent.commands import in_short
 from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_loader import load_config, parse_override, put, require_once
 from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
@@ -38,14 +38,12 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=in_short("evaluate"),
-        description="Evaluates saved policies on fresh environments. A policy folder is data: nothing in it is run.",
-        epilog=as_called(EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "evaluate",
+        "Evaluates saved policies on fresh environments. A policy folder is data: nothing in it is run.",
+        EXAMPLES,
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, "number, best (default) or all")
     parser.add_argument(
         "settings", nargs="*", metavar="env.key=value", help="settings of the environment that replace the policy's"
     )

@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from agent.cli.arguments import add_policy_arguments, load_policy
-from agent.commands import as_called, in_short
+from agent.cli.arguments import add_policy_arguments, load_policy, make_parser
+from agent.commands import in_short
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.onnx_file import write_onnx
 from envs.errors import UserError
@@ -17,14 +17,12 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=in_short("export"),
-        description="Writes a policy as ONNX: observations in, actions out, with masks and a memory's state.",
-        epilog=as_called(EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "export",
+        "Writes a policy as ONNX: observations in, actions out, with masks and a memory's state.",
+        EXAMPLES,
     )
-    add_policy_arguments(parser)
+    add_policy_arguments(parser, "number, or best (default)")
     parser.add_argument("file", type=Path, metavar="FILE", help="to write, as policy.onnx")
     parser.add_argument("--sampled", action="store_true", help="draw actions from the policy")
     return parser.parse_args(arguments)

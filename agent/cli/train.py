@@ -4,7 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from agent.commands import as_called, in_short
+from agent.cli.arguments import make_parser
+from agent.commands import in_short
 from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.training.resume import config_of_run, is_finished
@@ -25,12 +26,10 @@ EXAMPLES = """examples:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog=in_short("train"),
-        description="Trains a population of agents on a Gymnasium environment with discrete actions.",
-        epilog=f"{as_called(EXAMPLES)}\n{help_text()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = make_parser(
+        "train",
+        "Trains a population of agents on a Gymnasium environment with discrete actions.",
+        f"{EXAMPLES}\n{help_text()}",
     )
     parser.add_argument(
         "config", nargs="?", metavar="CONFIG", help="a YAML file, or the name of one of the library's configs"
