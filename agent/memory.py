@@ -1,6 +1,7 @@
 """Memory that is free, and an error where something does not fit into it, before it is allocated."""
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def lines(path: Path) -> list[str]:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
+
+
+def release_free_memory() -> None:
+    """Joins the free pieces of the heap and returns them to the system, where the C library is glibc.
+
+    glibc rarely uses a freed block again for the aligned blocks of the same size that tensors ask for: with ten members
+    on LunarLander-v3 it took 24 GB of memory after 120,000 steps, for 0.3 GB of data.
+    """
+    with contextlib.suppress(AttributeError):  # another C library has no such function
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def gib(num_bytes: int) -> str:

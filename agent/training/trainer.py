@@ -17,7 +17,7 @@ from agent.commands import command
 from agent.config import Config
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
-from agent.memory import told_if_it_runs_out
+from agent.memory import release_free_memory, told_if_it_runs_out
 from agent.metrics import METRICS
 from agent.networks.encoders import described
 from agent.policy import MemberInfo, Policy, describe_policy
@@ -46,6 +46,7 @@ from envs import UserError, VectorEnvironment
 from envs.random_streams import RandomStreams
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
+SECONDS_BETWEEN_RELEASES = 1.0  # of free memory, each of which takes a few milliseconds
 OUT_OF_MEMORY = (
     "fewer members or environments, a lower replay_capacity, batch_size or hidden_sizes, or a wrapper that makes "
     "observations smaller need less"
@@ -125,7 +126,7 @@ class Trainer:
         self.is_between_steps = True  # a state within one is no state to resume
         self.told_of_cut = False
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
-        self.started = time.perf_counter()
+        self.started = self.released_at = time.perf_counter()
 
         self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
         stack.enter_context(sole_writer(self.run_dir))
@@ -202,6 +203,9 @@ class Trainer:
         self.env_steps += self.num_envs
         if self.milestones["log"].is_due(self.env_steps):
             self.loop.wait()
+        if clock - self.released_at >= SECONDS_BETWEEN_RELEASES:
+            release_free_memory()
+            self.released_at = clock
         self.training_seconds += time.perf_counter() - clock
         if before is not None:
             self.callbacks.call("on_step", step_view(self.env_steps, *before, self.loop.transition))
