@@ -3,8 +3,10 @@
 import contextlib
 import importlib.util
 import json
+import logging
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,7 @@ def exported(
 ) -> torch.onnx.ONNXProgram:
     batch = Dim("batch")
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
-            warnings.simplefilter("ignore")  # of the exporter about its own parts
+        with quiet():
             shapes = tree_map(lambda _: {0: batch}, inputs)
             graph = torch.export.export(module, (), kwargs=inputs, dynamic_shapes=shapes)
             program = torch.onnx.export(
@@ -95,6 +96,19 @@ def exported(
         raise PolicyError(f"PyTorch cannot write the network '{name}' as ONNX: {reason}") from error
     assert program is not None  # as it is with dynamo
     return program
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hides what PyTorch's exporter says of its own parts, as that torchvision is missing."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
 
 
 def metadata(policy: Policy, sampled: bool) -> dict[str, str]:
