@@ -30,7 +30,14 @@ KINDS: dict[str, list[str]] = {
 @pytest.fixture(params=KINDS.values(), ids=KINDS, scope="module")
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     run = tmp_path_factory.mktemp("policy") / "run"
-    small = ["hidden_sizes=[8]", "network.memory_size=6", "total_env_steps=80", "wandb.mode=disabled", "compile=false"]
+    small = [
+        "hidden_sizes=[8]",
+        "network.memory_size=6",
+        "total_env_steps=80",
+        "updates_per_step=0.05",
+        "wandb.mode=disabled",
+        "compile=false",
+    ]
     small += ["evaluation.episodes=1", "evaluation.final_episodes=1", "evaluation.max_episode_steps=20"]
     policy = Policy.load(train(load_config(None, [*request.param, *small, f"run_dir={run}"])))
     generator = Generator().manual_seed(1)
