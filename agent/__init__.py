@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from agent.config_loader import load_config
     from agent.evaluation import evaluate
     from agent.policy import Policy, PolicyError
+    from agent.run import Run
     from agent.training.callbacks import Callback
     from agent.training.trainer import train
 
@@ -25,13 +26,14 @@ if (found := find_spec("envs")) is None or found.origin is None or not os.path.s
         "or use the command gumbel, which does not look for modules in the current folder first"
     )
 
-__all__ = ["Callback", "Config", "Policy", "PolicyError", "compare", "evaluate", "load_config", "train"]
+__all__ = ["Callback", "Config", "Policy", "PolicyError", "Run", "compare", "evaluate", "load_config", "train"]
 
 MODULES = {
     "Callback": "agent.training.callbacks",
     "Config": "agent.config",
     "Policy": "agent.policy",
     "PolicyError": "agent.policy",
+    "Run": "agent.run",
     "compare": "agent.analysis.comparison",
     "evaluate": "agent.evaluation",
     "load_config": "agent.config_loader",

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from pydantic.fields import FieldInfo
 
 from agent import yaml12
+from agent.config_faults import InvalidConfig
 from agent.config_fields import (
     NOT_LEARNING,
     PER_MEMBER,
@@ -19,6 +20,7 @@ from agent.config_fields import (
     Value,
     allowed_in,
     nearest,
+    put,
     read_by,
     require_kind,
 )
@@ -140,6 +142,7 @@ class EnvSettings(Section):
 
 
 class EnvConfig(EnvSettings):
+    id: str = Field("", description=EnvSettings.model_fields["id"].description)
     num_envs: int = Field(4, ge=1, description="environments of each member, stepped side by side")
 
 
@@ -367,7 +370,7 @@ class Config(Section):
     algorithm_kwargs: Kwargs = Field(
         {}, description="settings of an algorithm of your own", json_schema_extra=read_by("module:Class")
     )
-    env: EnvConfig
+    env: EnvConfig = EnvConfig()
     seed: int = Field(
         0,
         ge=0,
@@ -523,6 +526,13 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=NOT_LEARNING)
     wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
 
+    def __init__(self, **values: Any) -> None:
+        """Sections may be dicts: Config(env={"id": "CartPole-v1"}).  InvalidConfig with every fault at once."""
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InvalidConfig(error, [key for key, _ in settings()], "Config") from None
+
     @field_validator("algorithm")
     @classmethod
     def algorithm_is_known(cls, algorithm: str) -> str:
@@ -616,6 +626,23 @@ class Config(Section):
                 "critic is not the expectation over actions; estimator.name=local_expectation serves any critic"
             )
         return self
+
+    @model_validator(mode="after")
+    def swept_values_are_valid_where_they_will_stand(self) -> "Config":
+        for member in self.members()[:: self.seeds] if self.sweep else []:
+            values = self.model_dump(exclude={"sweep"})
+            for key, own in member.settings.items():
+                put(values, key, own)
+            try:
+                Config(**values)
+            except InvalidConfig as error:
+                raise ValueError(error.located(lambda _: "sweep")) from None
+        return self
+
+    def __repr__(self) -> str:
+        """The settings that are not the defaults, as they would be written."""
+        given = self.model_dump(exclude_unset=True, exclude_defaults=True)
+        return f"Config({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
     def members(self) -> "list[Member]":
         """One member per seed and combination of swept values, seeds fastest."""

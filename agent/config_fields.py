@@ -138,6 +138,19 @@ def imported(setting: str, name: str) -> Any:
         raise ConfigError(f"{setting}: got '{name}', which cannot be imported: {error}") from error
 
 
+def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
+    """Sets a nested key. A key that reaches into a swept or free-form mapping is taken whole from there on."""
+    *parents, last = dotted_key.split(".")
+    for parent in parents:
+        if not isinstance(values.get(parent), dict):
+            values[parent] = {}
+        values = values[parent]
+        if parent == "sweep":  # its keys contain dots: sweep.tau.start=[1.0, 0.5]
+            last = dotted_key.removeprefix("sweep.")
+            break
+    values[last] = value
+
+
 ELSEWHERE = {  # what settings are called by other libraries
     "lr": "learning_rate",
     "env": "env.id",

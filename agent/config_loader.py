@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from agent import yaml12
 from agent.commands import own_configs
 from agent.config import Config, is_per_member, settings
-from agent.config_fields import ConfigError, allowed_in, closest, nearest
+from agent.config_faults import GONE, InvalidConfig, missing_space, why_gone, yaml_scalar
+from agent.config_fields import ConfigError, closest, put
 
 MISSING = object()
+REQUIRED = "env.id"  # in files and on command lines; in Python train(config, env=MyEnv) does without
 SECOND_OF_A_PAIR = {"noise_persistence_max": "noise_persistence", "n_step_end": "n_step"}  # keys of old: of today
 FIRST_OF_OLD = {"noise_persistence": 0.5, "n_step": 3}  # their defaults when those keys were
-GONE = {"frame_stack": "the replay finds stacked frames itself"}  # keys of old without one of today: why
 GONE_DEFAULTS = {"frame_stack": 1}  # which every config.yaml of old holds
 
 logger = logging.getLogger(__name__)
@@ -43,13 +43,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = (), *, of_ru
         put(values, key, value)
     values, renamed = with_new_keys(values)
     tell_once("command line", renamed)
-    config = validate(values, lambda key: source(key, path, from_command_line))
-    for member in config.members()[:: config.seeds]:  # a swept value must be valid where it will stand
-        swept = config.model_dump(exclude={"sweep"})
-        for key, own in member.settings.items():
-            put(swept, key, own)
-        validate(swept, lambda _: f"{source('sweep', path, from_command_line)}: sweep")
-    return config
+    return validate(values, lambda key: source(key, path, from_command_line))
 
 
 def with_new_keys(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -96,17 +90,17 @@ def require_today(key: str, where: str) -> None:
         raise ConfigError(f"{where}: {why_gone(key)}")
 
 
-def why_gone(key: str) -> str:
-    return f"{key} is no setting any more: {GONE[key]}; leave it out"
-
-
 def validate(values: dict[str, Any], locate: Callable[[str], str]) -> Config:
+    env, faults = values.get("env", {}), []
+    if isinstance(env, Mapping) and "id" not in env:
+        faults.append(f"{locate(REQUIRED)}: '{REQUIRED}' is required; for example {REQUIRED}=CartPole-v1")
     try:
-        return Config.model_validate(values)
-    except ValidationError as error:
-        # a default that follows from other settings is not worked out where one of them is at fault
-        faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
-        raise ConfigError("\n".join(describe(fault, locate) for fault in faults)) from None
+        config = Config(**values)
+    except InvalidConfig as error:
+        raise ConfigError("\n".join([*faults, error.located(locate)])) from None
+    if faults:
+        raise ConfigError(faults[0])
+    return config
 
 
 def find_config(name: str | Path) -> Path:
@@ -193,19 +187,6 @@ def unknown_option(option: str, arguments: Sequence[str], usage: str) -> ConfigE
     return ConfigError(f"{option}: no such option; settings are written key=value, {example}")
 
 
-def put(values: dict[str, Any], dotted_key: str, value: Any) -> None:
-    """Sets a nested key. A key that reaches into a swept or free-form mapping is taken whole from there on."""
-    *parents, last = dotted_key.split(".")
-    for parent in parents:
-        if not isinstance(values.get(parent), dict):
-            values[parent] = {}
-        values = values[parent]
-        if parent == "sweep":  # its keys contain dots: sweep.tau.start=[1.0, 0.5]
-            last = dotted_key.removeprefix("sweep.")
-            break
-    values[last] = value
-
-
 def flat(values: Mapping[str, Any]) -> dict[str, Any]:
     """Nested settings by their dotted keys, with defaults where one is missing. Unknown keys are left out."""
     values, _ = with_new_keys(values)
@@ -214,63 +195,9 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
         value: Any = values
         for part in key.split("."):
             value = value.get(part, MISSING) if isinstance(value, Mapping) else MISSING
-        default = None if field.is_required() else field.get_default(call_default_factory=True, validated_data=found)
+        default = field.get_default(call_default_factory=True, validated_data=found)
         found[key] = default if value is MISSING else value
     return found
-
-
-def describe(fault: Any, locate: Callable[[str], str]) -> str:
-    """One line: where, what was given, what is allowed."""
-    key = ".".join(str(part) for part in fault["loc"] if not isinstance(part, int))
-    where = locate(key)
-    known = [k for k, _ in settings()]
-    match fault["type"]:
-        case "extra_forbidden" if key in known:
-            section, _, last = key.rpartition(".")
-            return f"{where}: '{key}' stands in a section of its own in a file; write {section}: {{{last}: …}}"
-        case "extra_forbidden" if key in GONE:
-            return f"{where}: {why_gone(key)}"
-        case "extra_forbidden":
-            return f"{where}: unknown key '{key}'{nearest(key, known)}"
-        case "missing":
-            return f"{where}: '{key}' is required" + (
-                "; for example env.id=CartPole-v1" if key in ("env", "env.id") else ""
-            )
-        case "model_type" if key not in {k.rpartition(".")[0] for k in known}:  # an entry of a list
-            return f"{where}: {key}: got {fault['input']!r}; see --help for what it holds"
-        case "model_type":
-            inner = [k for k in known if k.startswith(f"{key}.")]
-            hint = missing_space(fault["input"])
-            return f"{where}: '{key}' is a section, not a value; it holds {', '.join(inner)}{hint}"
-        case "value_error":  # a validator of one setting leaves its name to us, one of several names them itself
-            prefix = f"{key}: " if key in known else ""
-            return f"{where}: {prefix}{fault['ctx']['error']}"
-    allowed, hint = allowed_in(fault), example(key, fault)
-    if fault["type"] == "literal_error" and isinstance(fault["input"], str):
-        hint = nearest(fault["input"], re.findall(r"'([^']*)'", allowed))
-    return f"{where}: {key}: got {fault['input']!r}, must be {allowed}{hint}"
-
-
-def example(key: str, fault: Any) -> str:
-    """How the value would be written, where it is of another kind than the setting."""
-    given = yaml_scalar(fault["input"])
-    match fault["type"]:
-        case "list_type" if isinstance(fault["input"], str):
-            return f"; for example {key}=[{given}]"
-        case "list_type" if isinstance(fault["input"], int | float):
-            return f"; for example {key}=[{given}, {given}]"
-        case "dict_type":
-            inner = "tau.start: [2.0, 1.0]" if key == "sweep" else "name: value"
-            return missing_space(fault["input"]) or f"; for example {key}={{{inner}}}"
-        case "string_type" if isinstance(fault["input"], int | float):
-            return f"; in quotes it is a text: {key}='\"{given}\"'"
-    return ""
-
-
-def missing_space(value: Any) -> str:
-    """'; a space is missing …' where a value was to be a mapping and is a text like max_steps:200."""
-    hint = yaml12.missing_space(value) if isinstance(value, str) else ""
-    return f"; {hint}" if hint else ""
 
 
 def source(key: str, path: str | Path | None, from_command_line: Mapping[str, Any]) -> str:
@@ -285,7 +212,7 @@ def help_text() -> str:
     """Every setting with its default, meaning and what is allowed, as lines for --help."""
     lines = ["settings (key = default: meaning; * may differ between members, see sweep):"]
     for key, field in settings():
-        default = "required" if field.is_required() else default_of(field)
+        default = "required" if key == REQUIRED else default_of(field)
         mark = "*" if is_per_member(field) else " "
         lines.append(f" {mark} {key} = {default}")
         lines += textwrap.wrap(
@@ -298,11 +225,6 @@ def default_of(field: FieldInfo) -> str:
     if field.default_factory_takes_validated_data:
         return "from other settings"
     return yaml_scalar(field.get_default(call_default_factory=True))
-
-
-def yaml_scalar(value: Any) -> str:
-    """A value as it can be typed, in one line."""
-    return yaml12.dump(value, in_one_line=True).removesuffix("\n...\n").strip()
 
 
 def as_text(value: Any) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from os import PathLike
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_fields import nearest
 from agent.policy import Policy
 from agent.seeding import member_seeds
-from envs import UserError, VectorEnvironment
+from envs import Factory, UserError, VectorEnvironment, registered
 
 MODES = ("greedy", "sampled")
 MAX_PARALLEL_EPISODES = 10  # per member
@@ -24,7 +24,7 @@ PROGRESS_SECONDS = 10.0  # between two lines about an evaluation that takes long
 
 
 def evaluate(
-    run: str | Path | Policy,
+    run: str | PathLike[str] | Policy,
     *,
     member: int | Literal["best", "all"] = "best",
     weights: Literal["final", "best"] = "final",
@@ -32,8 +32,7 @@ def evaluate(
     max_episode_steps: int = MAX_EPISODE_STEPS,
     seed: int = 0,
     modes: Sequence[str] = MODES,
-    env_id: str | None = None,
-    env: Mapping[str, Any] | None = None,
+    env: Mapping[str, Any] | Factory | None = None,
     network: str | None = None,
     trust: bool = False,
     before_step: "BeforeStep" = lambda done, total: None,
@@ -48,8 +47,8 @@ def evaluate(
         max_episode_steps: a longer episode is cut there: it counts with its return so far, and is marked.
         seed: of environments and draws.
         modes: greedy, sampled or both.
-        env_id: another environment with the same spaces; `module:Id` imports the module.
-        env: other values for settings of the environment, as {"vectorization_mode": "sync"}.
+        env: other values for settings of the environment, such as {"kwargs": {"level": 2}}, or {"id": "module:Id"} for
+            another with the same spaces; or what makes environments, as `train` takes it.
         network, trust: as `Policy.load` takes them, to allow the import of what is your own.
         before_step: called before each step of all environments with the episodes done and those asked for; may raise.
 
@@ -71,8 +70,10 @@ def evaluate(
         if isinstance(run, Policy)
         else Policy.load(run, member=member, weights=weights, network=network, trust=trust)
     )
-    changes = {**(env or {}), **({} if env_id is None else {"id": env_id})}
-    with contextlib.closing(make_env(policy, num_parallel_envs(episodes), trust=trust, changes=changes)) as made:
+    with contextlib.ExitStack() as stack:
+        changes = env if env is None or isinstance(env, Mapping) else {"id": stack.enter_context(registered(env))}
+        made = make_env(policy, num_parallel_envs(episodes), trust=trust, changes=changes)
+        stack.enter_context(contextlib.closing(made))
         return evaluate_members(policy, made, episodes, [seed], modes, max_episode_steps, before_step)
 
 

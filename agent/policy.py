@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from agent.action_space import ActionSpace
 from agent.commands import command
-from agent.config import Config, EnvSettings
+from agent.config import Config, EnvSettings, settings
+from agent.config_faults import InvalidConfig
 from agent.config_fields import Section, Value
-from agent.config_loader import describe
 from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor
@@ -25,9 +26,11 @@ from agent.networks.modules import BUILT_IN, MemorySpec, NetworkSpec, network_sp
 from agent.normalizer import ObservationNormalizer, make_normalizer
 from agent.policy_module import PolicyModule
 from agent.seeding import member_seeds
+from agent.tables import number
 from agent.weights import in_new_format, load_weights, save_weights
 from envs import VectorEnvironment, make_single
 from envs.errors import UserError
+from envs.factories import is_of_factory, needs_factory
 from envs.importing import OWN_CLASS, is_ours
 from envs.masks import ACTION_MASK_KEY, MaskReader
 from envs.random_streams import RandomStreams
@@ -150,7 +153,7 @@ class Policy:
         info: PolicyInfo,
         device: torch.device | str = "cpu",
         *,
-        source: str | Path = "RUN",
+        source: str | PathLike[str] = "RUN",
         trust: bool = False,
     ) -> None:
         """`source`: where it was loaded from. `trust`: whether what it names may be imported."""
@@ -167,6 +170,14 @@ class Policy:
         self.seeds = [member.seed for member in info.members]
         self.streams = RandomStreams(self.seeds, device)
         self.seed_(0)
+
+    def __repr__(self) -> str:
+        first, *others = self.info.members
+        about = [self.info.env.id, self.info.algorithm, f"{first.env_steps} env steps"]
+        about.append(f"{self.num_members} members" if others else f"seed {first.seed}")
+        if not others and first.eval_return is not None:
+            about.append(f"greedy return {number(first.eval_return)}")
+        return f"Policy('{self.source}': {', '.join(about)})"
 
     def seed_(self, *seed: int) -> None:
         """Starts the draws of sampled actions over; each member's follow from these numbers and its own seed."""
@@ -341,7 +352,7 @@ class Policy:
     @classmethod
     def load(
         cls,
-        path: str | Path,
+        path: str | PathLike[str],
         *,
         member: int | Literal["best", "all"] = "best",
         weights: Literal["final", "best"] = "final",
@@ -411,15 +422,17 @@ class Policy:
         does not: neither in `changes` nor by `trust`.
         """
         try:
-            settings = WithEnv.model_validate({"env": self.info.env.model_dump() | changes}).env
+            own = WithEnv.model_validate({"env": self.info.env.model_dump() | changes}).env
         except ValidationError as error:
-            raise PolicyError("\n".join(describe(fault, lambda _: "environment") for fault in error.errors())) from None
+            raise PolicyError(str(InvalidConfig(error, [key for key, _ in settings(WithEnv)], "environment"))) from None
+        if is_of_factory(self.info.env.id) and "id" not in changes:
+            raise PolicyError(f"{self.source}: {needs_factory(self.info.env.id)}")
         if not (trust or self.trust):
-            named = {} if "id" in changes else {"environment": [settings.id]}
+            named = {} if "id" in changes else {"environment": [own.id]}
             if "wrappers" not in changes:
-                named["wrapper"] = [wrapper.name for wrapper in settings.wrappers]
+                named["wrapper"] = [wrapper.name for wrapper in own.wrappers]
             require_trust(self.info, self.source, named)
-        return settings
+        return own
 
     def check_fits(self, env: VectorEnvironment) -> None:
         """PolicyError where the environment's spaces are not those of the policy."""
@@ -507,7 +520,7 @@ def info_in_new_format(info: Any) -> Any:
     return info
 
 
-def require_network(info: PolicyInfo, path: str | Path, network: str | None, trust: bool) -> None:
+def require_network(info: PolicyInfo, path: str | PathLike[str], network: str | None, trust: bool) -> None:
     """PolicyError where a file names a network of the user's own and the user did not."""
     name = info.network.name
     if network is not None and network != name:
@@ -516,7 +529,7 @@ def require_network(info: PolicyInfo, path: str | Path, network: str | None, tru
         require_trust(info, path, {"network": [name]})
 
 
-def require_trust(info: PolicyInfo, path: str | Path, named: Mapping[str, Sequence[str]]) -> None:
+def require_trust(info: PolicyInfo, path: str | PathLike[str], named: Mapping[str, Sequence[str]]) -> None:
     """PolicyError where these names, by what they name, are of modules that are neither Gymnasium's nor ours."""
     foreign = [(what, name) for what, names in named.items() for name in names if not may_be_imported(name)]
     if not foreign:

@@ -1,6 +1,7 @@
 """Worlds: Gymnasium environments of any discrete action space, as tensors. Imports nothing of `agent`."""
 
 from envs.errors import UserError
+from envs.factories import Factory, registered
 from envs.factory import make, make_single
 from envs.frame_probe import find_frame_stack
 from envs.frame_stack import FrameStack
@@ -19,6 +20,7 @@ __all__ = [
     "ACTION_MASK_KEY",
     "PROBES",
     "FactoredActions",
+    "Factory",
     "FrameStack",
     "FlatObservations",
     "FunctionalEnv",
@@ -36,6 +38,7 @@ __all__ = [
     "find_frame_stack",
     "make",
     "make_single",
+    "registered",
     "space_from_json",
     "space_to_json",
 ]

@@ -15,6 +15,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, find_highest_version, get_env_id, parse_env_id
 
 from envs.errors import UserError
+from envs.factories import is_of_factory, needs_factory
 from envs.importing import hidden, import_named, is_file, load_creator, said
 
 REGISTERS = re.compile(r"_?register(_\w+)?_envs")  # functions with which packages register their ids
@@ -34,6 +35,8 @@ def find_spec(env_id: str) -> EnvSpec:
         if name not in gymnasium.registry:
             _register(imported, env_id)
     spec = gymnasium.registry.get(name)
+    if spec is None and is_of_factory(name):
+        raise UserError(f"{name}: {needs_factory(name)}")
     if spec is None:
         raise UserError(f"there is no environment {name!r}: {_advice(module, name, imported)}")
     newest = newest_version(spec)

@@ -379,11 +379,11 @@ def composite_run(run_dir: Path, mask: str, *overrides: str) -> Config:
 def test_a_run_that_was_stopped_continues_and_is_evaluated_and_filmed(
     tmp_path: Path, stop_at: Callable[[int], None], mask: str
 ) -> None:
-    whole = train(composite_run(tmp_path / "whole", mask))
+    whole = train(composite_run(tmp_path / "whole", mask)).folder
     stop_at(62)
     with pytest.raises(Stopped):
         train(composite_run(tmp_path / "run", mask))
-    run = train(composite_run(tmp_path / "run", mask), resume=True)
+    run = train(composite_run(tmp_path / "run", mask), resume=True).folder
     assert_same(run, whole)
     Policy.load(run).make_env().close()  # it fits
     (row,) = evaluate(run, episodes=3)
@@ -398,7 +398,7 @@ def test_a_run_that_was_stopped_continues_and_is_evaluated_and_filmed(
 def test_every_leaf_is_learned(tmp_path: Path, mask: str) -> None:
     settings = ["env.num_envs=2", "hidden_sizes=[32]", "batch_size=32", "gamma=0.5", "updates_per_step=0.5"]
     short_of_evaluations = ["evaluation.every_env_steps=null", "log_every_env_steps=500", "total_env_steps=1200"]
-    run = train(composite_run(tmp_path / "run", mask, *settings, *short_of_evaluations, "learning_starts=100"))
+    run = train(composite_run(tmp_path / "run", mask, *settings, *short_of_evaluations, "learning_starts=100")).folder
     policy, env = Policy.load(run), CompositeEnv(mask, counts=True)
     obs, info = env.reset()
     total = 0.0

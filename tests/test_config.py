@@ -7,8 +7,9 @@ import pytest
 
 from agent import config_loader
 from agent.config import ALGORITHMS, about, changes_learning, is_read_by, settings
+from agent.config_faults import yaml_scalar
 from agent.config_fields import ConfigError
-from agent.config_loader import flat, help_text, load_config, yaml_scalar
+from agent.config_loader import flat, help_text, load_config
 
 CARTPOLE = ["env.id=CartPole-v1"]
 

@@ -152,7 +152,7 @@ def test_a_run_is_evaluated_by_its_folder(folder: Path) -> None:
         ({"max_episode_steps": 0}, "max_episode_steps: got 0, must be at least 1"),
         ({"seed": -1}, "seed: got -1, must be between 0 and"),
         ({"member": 7}, "member 7 does not exist"),
-        ({"env_id": "Acrobot-v1"}, "this policy has observations"),
+        ({"env": {"id": "Acrobot-v1"}}, "this policy has observations"),
     ],
 )
 def test_evaluate_says_what_is_wrong(arguments: dict, message: str, folder: Path) -> None:
@@ -165,7 +165,7 @@ def test_only_the_user_may_name_an_environment_that_imports_a_module(folder: Pat
     policy.info = policy.info.model_copy(update={"env": EnvSettings(id="scripted_env:CartPole-v1")})
     with pytest.raises(UserError, match="which imports the Python module 'scripted_env'; if you trust it, allow it"):
         evaluate(policy, episodes=1)
-    assert len(evaluate(policy, episodes=1, env_id="scripted_env:CartPole-v1")) == 1
+    assert len(evaluate(policy, episodes=1, env={"id": "scripted_env:CartPole-v1"})) == 1
 
 
 def test_members_keep_their_number_when_selected() -> None:

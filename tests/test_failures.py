@@ -52,9 +52,9 @@ def test_a_member_that_fails_is_dropped_and_the_others_continue(
     tmp_path: Path, algorithm: str, request: pytest.FixtureRequest, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = [f"algorithm={algorithm}", "env.id=Tensor/CartPole-v1"]
-    sound = train(short(tmp_path / "sound", *settings))
+    sound = train(short(tmp_path / "sound", *settings)).folder
     request.getfixturevalue("poison")
-    run = train(short(tmp_path / "run", *settings))
+    run = train(short(tmp_path / "run", *settings)).folder
     assert "member 1 (seed 1) is dropped at step 60: its parameters are not finite" in caplog.text
     of_first = [[row for row in metrics(folder) if row["member"] == 0] for folder in (run, sound)]
     assert of_first[0] == of_first[1] != []
@@ -70,11 +70,11 @@ def test_a_member_that_fails_is_dropped_and_the_others_continue(
 def test_the_policy_of_a_dropped_member_outlives_a_stop(
     tmp_path: Path, poison: None, stop_at: Callable[[int], None]
 ) -> None:
-    unbroken = train(short(tmp_path / "unbroken", "env.id=Tensor/CartPole-v1"))
+    unbroken = train(short(tmp_path / "unbroken", "env.id=Tensor/CartPole-v1")).folder
     stop_at(96)
     with pytest.raises(Stopped):
         train(short(tmp_path / "run", "env.id=Tensor/CartPole-v1"))
-    assert_same(train(short(tmp_path / "run", "env.id=Tensor/CartPole-v1"), resume=True), unbroken)
+    assert_same(train(short(tmp_path / "run", "env.id=Tensor/CartPole-v1"), resume=True).folder, unbroken)
 
 
 def test_a_run_without_a_sound_member_ends_with_what_was_good(tmp_path: Path, poison: None) -> None:
@@ -85,7 +85,7 @@ def test_a_run_without_a_sound_member_ends_with_what_was_good(tmp_path: Path, po
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_what_was_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken = train(short(tmp_path / "unbroken"))
+    unbroken = train(short(tmp_path / "unbroken")).folder
 
     def full(tracker: Tracker, env_steps: int, rows: object) -> None:
         if env_steps == 70:
@@ -99,13 +99,13 @@ def test_a_disk_that_fills_up_ends_the_run_with_what_was_saved(tmp_path: Path, m
             UserError, match=r"No space left on device; once it can, .*python train.py --resume .* continues the run"
         ):
             train(short(tmp_path / "run"))
-    assert_same(train(short(tmp_path / "run"), resume=True), unbroken)
+    assert_same(train(short(tmp_path / "run"), resume=True).folder, unbroken)
 
 
 def test_a_result_that_cannot_be_written_is_shown_and_only_its_evaluation_is_repeated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unbroken, steps = train(short(tmp_path / "unbroken")), []
+    unbroken, steps = train(short(tmp_path / "unbroken")).folder, []
 
     def full(path: Path, text: str) -> None:
         if path.name == "result.json":
@@ -120,7 +120,7 @@ def test_a_result_that_cannot_be_written_is_shown_and_only_its_evaluation_is_rep
     shown = capsys.readouterr().out
     assert "0 (seed 0)" in shown and "saved in" not in shown
     monkeypatch.setattr(TrainingLoop, "run_iteration", lambda loop, env_steps: steps.append(env_steps))
-    assert_same(train(short(tmp_path / "run"), resume=True), unbroken)
+    assert_same(train(short(tmp_path / "run"), resume=True).folder, unbroken)
     assert steps == []
 
 
@@ -140,7 +140,11 @@ def test_a_stop_that_cannot_be_saved_does_not_say_that_it_was(
 
 @pytest.mark.parametrize("at", [20, 100, 120])
 def test_a_run_folder_that_is_moved_away_is_an_error(at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken, run, run_iteration = train(short(tmp_path / "unbroken")), tmp_path / "run", TrainingLoop.run_iteration
+    unbroken, run, run_iteration = (
+        train(short(tmp_path / "unbroken")).folder,
+        tmp_path / "run",
+        TrainingLoop.run_iteration,
+    )
 
     def run_and_move(loop: TrainingLoop, env_steps: int) -> None:
         run_iteration(loop, env_steps)
@@ -153,7 +157,7 @@ def test_a_run_folder_that_is_moved_away_is_an_error(at: int, tmp_path: Path, mo
             train(short(run))
     assert not run.exists()
     (tmp_path / "elsewhere").rename(run)
-    assert_same(train(short(run), resume=True), unbroken)
+    assert_same(train(short(run), resume=True).folder, unbroken)
 
 
 def test_a_working_folder_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +195,7 @@ def test_an_environment_that_fails_can_be_replaced_on_record(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, stop_at: Callable[[int], None]
 ) -> None:
     settings = (f"env.kwargs.how={how}", "env.on_error=restart")
-    run = train(failing(tmp_path / "run", *settings))
+    run = train(failing(tmp_path / "run", *settings)).folder
     assert f"{ENV_ID}: {'reset' if how == 'reset' else 'step'} r" in caplog.text
     restarts = {row["env_steps"]: row["env/restarts"] for row in metrics(run) if "env/restarts" in row}
     assert restarts[30] == 1 and restarts[120] == 4
@@ -199,7 +203,7 @@ def test_an_environment_that_fails_can_be_replaced_on_record(
     stop_at(55)
     with pytest.raises(Stopped):
         train(failing(tmp_path / "stopped", *settings))
-    assert_same(train(failing(tmp_path / "stopped", *settings), resume=True), run)
+    assert_same(train(failing(tmp_path / "stopped", *settings), resume=True).folder, run)
 
 
 def test_one_that_fails_again_is_replaced_again_and_each_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,5 +256,5 @@ def test_an_environment_that_fails_to_close_costs_nothing(
         raise OSError("no display")
 
     monkeypatch.setattr(FailingEnv, "close", close, raising=False)
-    run = train(failing(tmp_path / "run", "env.kwargs.at=1000", f"env.vectorization_mode={mode}"))
+    run = train(failing(tmp_path / "run", "env.kwargs.at=1000", f"env.vectorization_mode={mode}")).folder
     assert (run / "result.json").exists() and f"{ENV_ID}: close raised OSError: no display" in caplog.text

@@ -198,9 +198,9 @@ def test_a_run_resumes_before_and_after_its_stack_is_given_up(
     kind: str, tmp_path: Path, stop_at: Callable[[int], None]
 ) -> None:
     settings = [f"env.id=Stacked/{kind}-v0", "seeds=1", "compile=false"]
-    unbroken = train(short(tmp_path / "unbroken", *settings))
+    unbroken = train(short(tmp_path / "unbroken", *settings)).folder
     for env_steps in (25, 100):
         stop_at(env_steps)
         with pytest.raises(Stopped):
             train(short(tmp_path / "broken", *settings), resume=True)
-    assert_same(train(short(tmp_path / "broken", *settings), resume=True), unbroken)
+    assert_same(train(short(tmp_path / "broken", *settings), resume=True).folder, unbroken)

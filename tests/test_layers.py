@@ -9,6 +9,7 @@ import pytest
 LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
     {"agent.config_fields", "agent.derived_defaults", "agent.files", "agent.losses", "agent.yaml12"},
+    {"agent.config_faults"},
     {
         "agent.config",
         "agent.action_space",
@@ -25,7 +26,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
     {"agent.diagnostics", "agent.policy_module", "agent.versions"},
     {"agent.algorithms", "agent.policy"},
-    {"agent.evaluation", "agent.onnx_file"},
+    {"agent.evaluation", "agent.onnx_file", "agent.run"},
     {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other
     {"agent.cli"},
     {"agent", "agent.__main__"},  # the public names, and python -m agent

@@ -147,6 +147,6 @@ def test_a_module_is_of_one_member(tmp_path: Path) -> None:
         "wandb.mode=disabled",
         f"run_dir={tmp_path / 'r'}",
     ]
-    run = train(load_config(None, settings))
+    run = train(load_config(None, settings)).folder
     with pytest.raises(PolicyError, match="holds 2 members"):
         Policy.load(run, member="all").to_module()

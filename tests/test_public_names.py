@@ -11,6 +11,7 @@ from agent.config import Config
 from agent.config_loader import load_config
 from agent.evaluation import evaluate
 from agent.policy import Policy, PolicyError
+from agent.run import Run
 from agent.training.callbacks import Callback
 from agent.training.trainer import train
 
@@ -19,6 +20,7 @@ NAMES = {
     "Config": Config,
     "Policy": Policy,
     "PolicyError": PolicyError,
+    "Run": Run,
     "compare": compare,
     "evaluate": evaluate,
     "load_config": load_config,

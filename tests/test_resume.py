@@ -102,18 +102,18 @@ def assert_same(run: Path, other: Path) -> None:
 def test_stopped_and_resumed_is_as_never_stopped(
     tmp_path: Path, kind: list[str], stop_at: Callable[[int], None]
 ) -> None:
-    unbroken = train(short(tmp_path / "unbroken", *kind))
+    unbroken = train(short(tmp_path / "unbroken", *kind)).folder
     broken = short(tmp_path / "broken", *kind)
     for step in (20, 70, 113):  # while acting at random, after a boundary, near the end
         stop_at(step)
         with pytest.raises(Stopped, match=rf"saved; .*python train\.py --resume {tmp_path / 'broken'}"):
             train(broken, resume=True)
         assert not (tmp_path / "broken" / "result.json").exists()
-    assert_same(train(broken, resume=True), unbroken)
+    assert_same(train(broken, resume=True).folder, unbroken)
 
 
 def test_stopped_in_an_evaluation_it_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    unbroken = train(short(tmp_path / "unbroken"))
+    unbroken = train(short(tmp_path / "unbroken")).folder
     check, num_evaluations = StopSignals.check, 0
 
     def run_episodes(*args: object, **kwargs: object) -> evaluation.Episodes:
@@ -134,7 +134,7 @@ def test_stopped_in_an_evaluation_it_is_made_again(tmp_path: Path, monkeypatch: 
     assert [member.env_steps for member in final.info.members] == [120, 120]
     assert torch.equal(final.tensors()["normalizer.mean"], Policy.load(unbroken, member="all").normalizer.mean)
     assert StopSignals.check is check
-    assert_same(train(short(tmp_path / "broken"), resume=True), unbroken)
+    assert_same(train(short(tmp_path / "broken"), resume=True).folder, unbroken)
 
 
 ESTIMATORS = [
@@ -174,15 +174,17 @@ def test_a_loop_restored_goes_on_as_the_first(estimator: str, settings: str) -> 
 @pytest.mark.parametrize("mode", ["sync", "vector_entry_point"])
 def test_a_run_does_not_depend_on_its_checkpoints(tmp_path: Path, mode: str) -> None:
     settings = [f"env.vectorization_mode={mode}", "env.num_envs=2", "checkpoint.every_env_steps="]
-    often, seldom = (train(short(tmp_path / every, *settings[:2], settings[2] + every)) for every in ("10", "null"))
+    often, seldom = (
+        train(short(tmp_path / every, *settings[:2], settings[2] + every)).folder for every in ("10", "null")
+    )
     assert metrics(often) == metrics(seldom)
     assert any("train/episode_return" in row for row in metrics(often))
 
 
 def test_a_finished_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> None:
-    run = train(short(tmp_path / "run"))
+    run = train(short(tmp_path / "run")).folder
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
-    assert train(short(run), resume=True) == run
+    assert train(short(run), resume=True).folder == run
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
     train(short(run, "total_env_steps=200"), resume=True)
     assert json.loads((run / "result.json").read_text())["env_steps"] == 200
@@ -200,7 +202,7 @@ def test_a_finished_run_is_left_alone_and_can_be_made_longer(tmp_path: Path) -> 
     ],
 )
 def test_another_config_is_refused_and_nothing_is_lost(tmp_path: Path, override: str, message: str) -> None:
-    run = train(short(tmp_path / "run"))
+    run = train(short(tmp_path / "run")).folder
     (run / "result.json").unlink()
     before = (run / "metrics.jsonl").read_bytes(), (run / "config.yaml").read_bytes()
     with pytest.raises(ConfigError, match=message):
@@ -213,7 +215,7 @@ def test_what_an_error_advises_can_be_changed(tmp_path: Path, stop_at: Callable[
     with pytest.raises(UserError, match="env.on_error=restart continues with a new environment"):
         train(short(tmp_path / "run", *settings))
     changed = ["env.on_error=restart", "env.timeout_seconds=9", "checkpoint.replay_gib=0"]
-    assert train(short(tmp_path / "run", *settings, *changed), resume=True) == tmp_path / "run"
+    assert train(short(tmp_path / "run", *settings, *changed), resume=True).folder == tmp_path / "run"
 
 
 class Slow(FailingEnv):
@@ -234,7 +236,7 @@ def test_a_slow_environment_has_time_to_repeat_its_steps(
 
 
 def test_a_run_that_cannot_go_on_is_left_as_it_was(tmp_path: Path) -> None:
-    run = train(short(tmp_path / "run"))
+    run = train(short(tmp_path / "run")).folder
     state = next((run / "checkpoints").glob("step_120")) / "state.safetensors"
     tensors = load_file(state)
     save_file({name: tensor for name, tensor in tensors.items() if name != "learner/log_alpha"}, state)
@@ -269,7 +271,7 @@ def test_the_order_of_swept_settings_is_that_of_the_run(tmp_path: Path) -> None:
 
 def test_a_run_with_old_keys_is_resumed(tmp_path: Path, stop_at: Callable[[int], None]) -> None:
     pairs = ["env.num_envs=2", "n_step=[3, 1]", "sweep={noise_persistence: [[0, 0.9], [0.5, 0.9]]}"]
-    unbroken = train(short(tmp_path / "unbroken", *pairs))
+    unbroken = train(short(tmp_path / "unbroken", *pairs)).folder
     stop_at(60)
     with pytest.raises(Stopped):
         train(short(tmp_path / "old", *pairs))
@@ -284,11 +286,11 @@ def test_a_run_with_old_keys_is_resumed(tmp_path: Path, stop_at: Callable[[int],
     (tmp_path / "old" / "config.yaml").write_text(json.dumps(info["config"]))  # which is YAML too
     config = config_of_run(tmp_path / "old", [])
     assert (config.n_step, config.sweep) == ([3, 1], {"noise_persistence": [[0.0, 0.9], [0.5, 0.9]]})
-    assert_same(train(config, resume=True), unbroken)
+    assert_same(train(config, resume=True).folder, unbroken)
 
 
 def test_infinity_among_kwargs_survives(tmp_path: Path) -> None:
-    run = train(short(tmp_path / "run", f"env.id={ENV_ID}", "env.kwargs={how: '', at: .inf}"))
+    run = train(short(tmp_path / "run", f"env.id={ENV_ID}", "env.kwargs={how: '', at: .inf}")).folder
     assert Policy.load(run).info.env.kwargs == {"how": "", "at": math.inf}
     train(short(run, f"env.id={ENV_ID}", "env.kwargs={how: '', at: .inf}", "total_env_steps=200"), resume=True)
     assert json.loads((run / "result.json").read_text())["env_steps"] == 200
@@ -296,9 +298,9 @@ def test_infinity_among_kwargs_survives(tmp_path: Path) -> None:
 
 def test_a_longer_run_moves_its_schedules_as_if_it_had_always_been_so_long(tmp_path: Path) -> None:
     settings = ["tau.env_steps=100", "tau.schedule=linear", "log_every_env_steps=40"]
-    fresh = train(short(tmp_path / "fresh", *settings, "total_env_steps=240"))
-    run = train(short(tmp_path / "run", *settings))
-    run = train(short(run, *settings, "total_env_steps=240"), resume=True)
+    fresh = train(short(tmp_path / "fresh", *settings, "total_env_steps=240")).folder
+    run = train(short(tmp_path / "run", *settings)).folder
+    run = train(short(run, *settings, "total_env_steps=240"), resume=True).folder
     taus = [
         {row["env_steps"]: row["estimator/tau"] for row in metrics(folder) if "estimator/tau" in row}
         for folder in (fresh, run)
@@ -337,7 +339,7 @@ def test_without_checkpoints_nothing_is_written_and_the_user_is_told(
     with pytest.raises(Stopped, match="there is no checkpoint to resume"):
         train(short(tmp_path / "run", "checkpoint.every_env_steps=null"))
     assert not (tmp_path / "run" / "checkpoints").exists()
-    run = train(short(tmp_path / "run", "checkpoint.every_env_steps=null"), resume=True)  # from the beginning
+    run = train(short(tmp_path / "run", "checkpoint.every_env_steps=null"), resume=True).folder  # from the beginning
     assert metrics(run)[0]["env_steps"] == 10 and not (run / "checkpoints").exists()
 
 
@@ -351,7 +353,7 @@ def test_a_replay_too_large_for_checkpoints_is_filled_again(
     assert "GiB, more than checkpoint.replay_gib" in caplog.text
     (state,) = (tmp_path / "run" / "checkpoints").glob("step_70/state.safetensors")
     assert state.stat().st_size < 100_000
-    rows = metrics(train(config, resume=True))
+    rows = metrics(train(config, resume=True).folder)
     for metric in ("critic/loss", "gradient/relative_bias"):  # an empty replay is not inspected either
         measured = {row["env_steps"] for row in rows if metric in row}
         assert {70, 102} <= measured and not measured & set(range(72, 101)), metric

@@ -92,21 +92,21 @@ def test_gradients_are_inspected_only_where_that_takes_a_hundredth_of_the_run(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     brief = ["total_env_steps=120", "evaluation.every_env_steps=120"]
-    run = train(short(tmp_path / "run", *brief))
+    run = train(short(tmp_path / "run", *brief)).folder
     assert not any(name.startswith("gradient/") for row in metrics(run) for name in row)
     told = [record.getMessage() for record in caplog.records if "gradient/*" in record.getMessage()]
     assert len(told) == 1
     assert re.match(
         r"gradient/\* are not measured: that takes as long as 0\.\d updates, more than 1 % of .* 20;", told[0]
     )
-    adaptive = train(short(tmp_path / "adaptive", *brief, "tau.schedule=adaptive"))
+    adaptive = train(short(tmp_path / "adaptive", *brief, "tau.schedule=adaptive")).folder
     assert any("gradient/relative_bias" in row for row in metrics(adaptive))
     assert "tau.schedule=adaptive costs about" in caplog.text
 
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_run_folder_holds_everything(tmp_path: Path, algorithm: str) -> None:
-    run = train(short(tmp_path / "run", f"algorithm={algorithm}"))
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}")).folder
     assert load_config(run / "config.yaml") == short(run, f"algorithm={algorithm}")
     result = json.loads((run / "result.json").read_text())
     assert (result["env_id"], result["env_steps"], len(result["members"])) == ("CartPole-v1", 300, 2)
@@ -119,7 +119,7 @@ def test_run_folder_holds_everything(tmp_path: Path, algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_metrics_are_documented_finite_and_per_member(tmp_path: Path, algorithm: str) -> None:
-    rows = metrics(train(short(tmp_path / "run", f"algorithm={algorithm}")))
+    rows = metrics(train(short(tmp_path / "run", f"algorithm={algorithm}")).folder)
     names = {name for row in rows for name in row} - {"env_steps", "member"}
     expected = {"train/episode_return", "eval/return_greedy", "actor/entropy", "time/env_steps_per_second"}
     of_critic = {"critic/loss", "critic/q", "alpha/value", "estimator/tau", "actor/grad_norm"}
@@ -132,7 +132,7 @@ def test_metrics_are_documented_finite_and_per_member(tmp_path: Path, algorithm:
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_same_seed_gives_bit_identical_metrics_and_weights(tmp_path: Path, algorithm: str) -> None:
-    runs = [train(short(tmp_path / name, f"algorithm={algorithm}")) for name in ("a", "b")]
+    runs = [train(short(tmp_path / name, f"algorithm={algorithm}")).folder for name in ("a", "b")]
     first, second = (
         [{k: v for k, v in row.items() if not k.startswith("time/")} for row in metrics(run)] for run in runs
     )
@@ -142,7 +142,7 @@ def test_same_seed_gives_bit_identical_metrics_and_weights(tmp_path: Path, algor
 
 
 def test_another_seed_gives_another_run(tmp_path: Path) -> None:
-    runs = [train(short(tmp_path / str(seed), f"seed={seed}")) for seed in (0, 1)]
+    runs = [train(short(tmp_path / str(seed), f"seed={seed}")).folder for seed in (0, 1)]
     returns = [[row.get("eval/return_sampled") for row in metrics(run)] for run in runs]
     assert returns[0] != returns[1]
 
@@ -160,7 +160,7 @@ def test_every_random_stream_comes_from_the_seed_and_none_is_shared(tmp_path: Pa
 
 
 def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
-    run = train(short(tmp_path / "run"))
+    run = train(short(tmp_path / "run")).folder
     for member in Policy.load(run, member="all", weights="best").info.members:
         rows = [r for r in metrics(run) if r["member"] == member.member and "eval/return_greedy" in r]
         assert member.eval_return == max(r["eval/return_greedy"] for r in rows)
@@ -183,13 +183,15 @@ def test_best_weights_are_those_of_the_best_evaluation(tmp_path: Path) -> None:
     ids=lambda overrides: " ".join(overrides),
 )
 def test_settings_train_to_the_end(tmp_path: Path, overrides: list[str]) -> None:
-    run = train(short(tmp_path / "run", "evaluation.every_env_steps=300", "evaluation.final_episodes=1", *overrides))
+    run = train(
+        short(tmp_path / "run", "evaluation.every_env_steps=300", "evaluation.final_episodes=1", *overrides)
+    ).folder
     assert (run / "result.json").is_file()
 
 
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_saved_policy_is_normalised_as_the_actor_was(tmp_path: Path, algorithm: str) -> None:
-    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "actor.layer_norm=true"))
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "actor.layer_norm=true")).folder
     assert Policy.load(run).info.network.kwargs["layer_norm"]
     info = json.loads((run / "policy" / "final" / "policy.json").read_text())
     info["network"]["kwargs"]["layer_norm"] = False
@@ -201,12 +203,12 @@ def test_saved_policy_is_normalised_as_the_actor_was(tmp_path: Path, algorithm: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("algorithm", ["gumbel_actor_critic", "reinforce"])
 def test_trains_on_a_gpu(tmp_path: Path, algorithm: str) -> None:
-    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "device=cuda"))
+    run = train(short(tmp_path / "run", f"algorithm={algorithm}", "device=cuda")).folder
     assert Policy.load(run).act(np.zeros(4, dtype=np.float32)) in (0, 1)
 
 
 def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
-    run = train(short(tmp_path / "run"))
+    run = train(short(tmp_path / "run")).folder
     before = (run / "metrics.jsonl").read_bytes()
     with pytest.raises(ConfigError, match="already holds a run; resume it"):
         train(short(tmp_path / "run"))
@@ -230,7 +232,9 @@ def test_what_cannot_be_run_leaves_no_folder(tmp_path: Path, override: str, reas
 def test_actor_critic_learns_cartpole(tmp_path: Path) -> None:
     """Untrained policies score about 9 to 20; eight of eight seeds tried ended above 300."""
     overrides = ["total_env_steps=3000", "learning_starts=500", "batch_size=64", "hidden_sizes=[64, 64]"]
-    run = train(short(tmp_path / "run", "evaluation.every_env_steps=3000", "evaluation.final_episodes=10", *overrides))
+    run = train(
+        short(tmp_path / "run", "evaluation.every_env_steps=3000", "evaluation.final_episodes=10", *overrides)
+    ).folder
     for member in json.loads((run / "result.json").read_text())["members"]:
         assert member["greedy"]["mean"] > 150
 
@@ -244,7 +248,7 @@ def test_actor_critic_learns_several_factors(tmp_path: Path, estimator: str) -> 
     quick = ["hidden_sizes=[32]", "batch_size=32", "evaluation.every_env_steps=3000", "evaluation.final_episodes=1"]
     run = train(
         load_config("configs/chain_bandit.yaml", [*settings, *quick, "wandb.mode=disabled", f"run_dir={tmp_path}"])
-    )
+    ).folder
     bandit = ChainBandit(1, **kwargs)
     returns, random = final_returns(bandit, Policy.load(run, member="all")), bandit.random_value()
     assert (returns - random > 0.95 * (bandit.optimum() - random)).all()

@@ -10,8 +10,9 @@ from typing import Any
 
 from agent.analysis.run_folder import Entry, Settings, load_run, read_config, swept_settings
 from agent.config import settings
+from agent.config_faults import yaml_scalar
 from agent.config_fields import nearest
-from agent.config_loader import parse_override, require_today, yaml_scalar
+from agent.config_loader import parse_override, require_today
 from envs.errors import UserError
 
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

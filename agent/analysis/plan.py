@@ -12,8 +12,9 @@ from agent import yaml12
 from agent.algorithms.base import require_updates
 from agent.analysis.filters import free_form_of
 from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, settings
+from agent.config_faults import yaml_scalar
 from agent.config_fields import nearest
-from agent.config_loader import load_config, require_today, yaml_scalar
+from agent.config_loader import load_config, require_today
 from envs.errors import UserError
 
 Axes = dict[str, list[Any]]  # dotted key: values
@@ -107,7 +108,7 @@ def name_of(path: str) -> str:
     return Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
 
 
-def train_missing(configs: Sequence[Config], train: Callable[..., Path], announce: Callable[[str], None]) -> None:
+def train_missing(configs: Sequence[Config], train: Callable[..., object], announce: Callable[[str], None]) -> None:
     """Trains those of the runs that are not finished; one that was stopped is resumed.
 
     ConfigError before the first of them where any could not learn.

@@ -18,7 +18,8 @@ from agent.analysis.tables import pairs_table, summary_table
 from agent.cli.arguments import make_parser
 from agent.commands import as_called, in_short
 from agent.config import Config
-from agent.config_loader import find_config, parse_override, require_once, unknown_option, yaml_scalar
+from agent.config_faults import yaml_scalar
+from agent.config_loader import find_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.training.tracking import log_comparison
 from agent.training.trainer import train

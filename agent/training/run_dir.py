@@ -18,6 +18,7 @@ from agent.files import replaced
 from agent.policy import PolicyInfo, may_be_imported
 from agent.weights import CRITICS_FILE
 from envs.errors import UserError
+from envs.factories import factory_of, is_of_factory
 
 LOCK, OWNER = ".lock", ".owner.json"
 
@@ -103,10 +104,13 @@ def next_commands(run_dir: Path, info: PolicyInfo) -> list[str]:
     """What to do with a finished run. `info`: of its policies; what they name, the user has named."""
     trust = [] if all(map(may_be_imported, info.names())) else ["--trust"]
     offline = sorted(run_dir.glob("wandb/offline-run-*"))
+    sync = [f"wandb sync {shlex.join(map(str, offline))}"] if offline else []
+    if is_of_factory(info.env.id):
+        return [f"in Python: evaluate(run, env={factory_of(info.env.id)}), with what made the environments", *sync]
     return [
         command("evaluate", run_dir, *trust),
         command("evaluate", run_dir, *trust, "--video", run_dir / "videos"),
         *([command("evaluate", run_dir, *trust, "--gradients")] if (run_dir / CRITICS_FILE).exists() else []),
         command("compare", run_dir / "config.yaml", "--algorithms", *ALGORITHMS, "--seeds", 10),
-        *([f"wandb sync {shlex.join(map(str, offline))}"] if offline else []),
+        *sync,
     ]

@@ -6,7 +6,6 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,20 @@ import torch
 from agent.algorithms.base import require_updates
 from agent.commands import command
 from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import Stopped
 from agent.memory import release_free_memory, told_if_it_runs_out
 from agent.metrics import METRICS
 from agent.networks.encoders import described
 from agent.policy import MemberInfo, Policy, describe_policy
+from agent.run import Run
 from agent.seeding import member_seeds
 from agent.state import State, capture, named, restore_
 from agent.training.accumulators import Milestones
 from agent.training.callbacks import Callback, Callbacks, CheckpointView, EvaluationView, step_view
 from agent.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointWriter, require_fit
-from agent.training.console import Console
+from agent.training.console import Console, Output
 from agent.training.loop import TrainingLoop
 from agent.training.resume import checkpoint_of, is_finished
 from agent.training.run_dir import (
@@ -42,7 +43,7 @@ from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
 from agent.weights import save_weights
-from envs import UserError, VectorEnvironment
+from envs import Factory, UserError, VectorEnvironment, registered
 from envs.random_streams import RandomStreams
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
@@ -55,24 +56,48 @@ OUT_OF_MEMORY = (
 logger = logging.getLogger(__name__)
 
 
-def train(config: Config, *, resume: bool = False, callbacks: Sequence[Callback] = ()) -> Path:
-    """Trains all members of a config to the end; returns the run folder.
+def train(
+    config: Config,
+    *,
+    env: Factory | None = None,
+    resume: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> Run:
+    """Trains all members of a config to the end.
 
     Args:
+        env: makes the environments where the config has no env.id: a class, or a function such as `lambda: MyEnv(3)`.
+            It is called once for each environment of each member, and for those of evaluations.
         resume: resumes the run in `config.run_dir` where there is one.
         callbacks: are called on the way and may stop the run.
+        progress: whether anything is printed but warnings.
 
     Raises:
         UserError: the config cannot be run.
         Stopped: a signal came; what is done is saved.
     """
-    if resume and is_finished(config):
-        return Path(str(config.run_dir))
     with contextlib.ExitStack() as stack:
+        if env is not None:
+            config = with_env(config, stack.enter_context(registered(env)))
+        if not config.env.id:
+            raise ConfigError(
+                'env.id is required: Config(env={"id": "CartPole-v1"}), or what makes environments, '
+                "train(config, env=MyEnv)"
+            )
+        if resume and is_finished(config):
+            return Run(str(config.run_dir), trust=True)
         stack.enter_context(told_if_it_runs_out(OUT_OF_MEMORY))
-        trainer = Trainer(config, stack, resume=resume, callbacks=callbacks)
+        trainer = Trainer(config, stack, resume=resume, callbacks=callbacks, progress=progress)
         trainer.run()
-    return trainer.run_dir
+    return Run(trainer.run_dir, trust=True)
+
+
+def with_env(config: Config, env_id: str) -> Config:
+    """The config with the id of environments that a factory makes.  ConfigError where it has another."""
+    if config.env.id not in ("", env_id):
+        raise ConfigError(f"env: got {env_id}, but the config has env.id={config.env.id}; leave one of them out")
+    return config.model_copy(update={"env": config.env.model_copy(update={"id": env_id})})
 
 
 class Trainer:
@@ -85,6 +110,7 @@ class Trainer:
         *,
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
+        progress: bool = True,
     ) -> None:
         require_updates(config)
         self.config, self.callbacks = config, Callbacks(callbacks)
@@ -140,7 +166,7 @@ class Trainer:
             (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
         except OSError as error:
             raise not_writable(self.run_dir, error) from error
-        self.console = stack.enter_context(Console(config))
+        self.console = stack.enter_context(Console(config, Output(quiet=not progress)))
         self.tracker = stack.enter_context(
             Tracker(self.run_dir, config, checkpoint and checkpoint.info, METRICS | dict(self.loop.learner.metrics))
         )
