@@ -1,11 +1,13 @@
 # make train: set up, then train on CartPole-v1.
 # make test: set up, then lint, types, tests that also check shapes.   make test-fast: the tests of parts only.
+# make test-slow: the wheel, the documentation, the report in a browser.
+# make docs: the documentation as a site, in build/site.
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 CONFIG ?= configs/cartpole.yaml
 
-.PHONY: setup train test test-fast lint clean
+.PHONY: setup train test test-fast test-slow lint docs clean
 
 setup: $(VENV)/.installed
 
@@ -25,10 +27,17 @@ lint: setup
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --jaxtyping-packages=agent,beartype.beartype
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal --jaxtyping-packages=agent,beartype.beartype -m "not product"
+
+test-slow: setup
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m product
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going --quiet -c docs . build/site
+	@echo "build/site/index.html"
 
 test-fast: setup
-	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not whole_run"
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not whole_run and not product"
 
 clean:
-	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build docs/reference *.egg-info .pytest_cache .mypy_cache .ruff_cache

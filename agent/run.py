@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -60,26 +59,29 @@ class Run(os.PathLike[str]):
     def metrics(self) -> Any:
         """Every metric, as a pandas DataFrame where pandas is installed, else as a list of dicts.
 
-        A row is of one member at one log line or evaluation: `member`, `seed`, its swept settings, `env_steps`, and the
-        metrics that were measured then. agent/metrics.py says what each is.
+        A row is of one member at one time: `member`, `seed`, its swept settings, `env_steps`, and the metrics that were
+        measured then, in the last log line and in an evaluation. agent/metrics.py says what each is.
         """
-        rows = list(self._rows())
+        rows = self._rows()
         if importlib.util.find_spec("pandas") is None:
             return rows
         import pandas
 
         return pandas.DataFrame(rows)
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
+    def _rows(self) -> list[dict[str, Any]]:
         members = self.config.members()
+        rows: dict[tuple[int, int], dict[str, Any]] = {}
         with (self.folder / "metrics.jsonl").open(encoding="utf-8") as lines:
             for line in lines:
                 try:
-                    row = json.loads(line)
+                    found = json.loads(line)
                 except ValueError:
                     continue  # cut short by a crash
-                member = members[row["member"]]
-                yield {"member": row.pop("member"), "seed": member.seed, **member.settings, **row}
+                number, env_steps = found["member"], found["env_steps"]
+                about = {"member": number, "seed": members[number].seed, **members[number].settings}
+                rows.setdefault((env_steps, number), about).update(found)
+        return list(rows.values())
 
     def __fspath__(self) -> str:
         return str(self.folder)

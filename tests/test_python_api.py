@@ -1,8 +1,7 @@
 """What people do from Python: runs, environments that a callable makes, errors, reprs."""
 
 import functools
-import math
-import sys
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -93,23 +92,20 @@ def test_a_run_gives_its_settings_and_results(run: Run) -> None:
 
 
 def test_metrics_are_a_row_for_each_member_and_time(run: Run) -> None:
-    rows = list(run.metrics())
-    assert [(row["env_steps"], row["member"], row["seed"], row["tau.start"]) for row in rows[-2:]] == [
-        (80, 0, 0, 2.0),
-        (80, 1, 0, 1.0),
-    ]
-    assert all(math.isfinite(row["eval/return_greedy"]) for row in rows[-2:])
+    table = run.metrics()
+    assert list(table.columns[:3]) == ["member", "seed", "tau.start"]
+    last = table[table.env_steps == 80]
+    assert list(zip(last.member, last.seed, last["tau.start"], strict=True)) == [(0, 0, 2.0), (1, 0, 1.0)]
+    for metric in ("eval/return_greedy", "time/elapsed_seconds"):
+        assert np.isfinite(last[metric]).all()
+    assert not table.duplicated(["member", "env_steps"]).any()
 
 
-def test_metrics_are_a_data_frame_where_pandas_is_installed(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pandas.py").write_text("class DataFrame:\n    def __init__(self, rows): self.rows = rows\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    frame = run.metrics()
-    del sys.modules["pandas"]
-    assert type(frame).__name__ == "DataFrame"
-    assert len(frame.rows) == (run.folder / "metrics.jsonl").read_text().count("\n")
+def test_without_pandas_metrics_are_a_list_of_rows(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = run.metrics()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    rows = run.metrics()
+    assert [(row["member"], row["env_steps"]) for row in rows] == list(zip(table.member, table.env_steps, strict=True))
 
 
 def test_a_line_that_a_crash_cut_short_is_left_out(run: Run, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.slow, pytest.mark.whole_run]
+pytestmark = [pytest.mark.product, pytest.mark.whole_run]
 SHORT = ["total_env_steps=200", "hidden_sizes=[8]", "seeds=1", "wandb.mode=disabled", "compile=false"]
 SHORT += ["evaluation.episodes=1", "evaluation.final_episodes=1", "learning_starts=100", "batch_size=16"]
 OWN_ENV = """

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import permutations
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ class Comparison:
         return None if label == self.best.label else self.pair(label, self.best.label)
 
 
-def compare(*runs: str | Path) -> Comparison:
+def compare(*runs: str | PathLike[str]) -> Comparison:
     """Compares finished runs, each by its folder. Runs that differ in their seeds only count as one entry.
 
     Raises:
