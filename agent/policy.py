@@ -18,13 +18,14 @@ from agent.action_space import ActionSpace
 from agent.commands import command
 from agent.config import Config, EnvSettings, settings
 from agent.config_faults import InvalidConfig
-from agent.config_fields import Section, Value
+from agent.config_fields import Section, Value, nearest
 from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor
 from agent.networks.modules import BUILT_IN, MemorySpec, NetworkSpec, network_spec
 from agent.normalizer import ObservationNormalizer, make_normalizer
 from agent.policy_module import PolicyModule
+from agent.policy_zoo import ZOO, in_zoo, zoo_entries
 from agent.seeding import member_seeds
 from agent.tables import number
 from agent.weights import in_new_format, load_weights, save_weights
@@ -481,12 +482,13 @@ def network_info(spec: NetworkSpec) -> NetworkInfo:
 
 
 def find_policy(path: Path, weights: str) -> Path:
-    """The folder that holds policy.json: `path` itself or policy/<weights> of a run folder."""
-    for folder in (path, path / "policy" / weights):
-        if (folder / "policy.json").is_file():
+    """The folder that holds policy.json: `path` itself, policy/<weights> of a run folder, or zoo/NAME."""
+    for folder in (path, path / "policy" / weights, in_zoo(path)):
+        if folder is not None and (folder / "policy.json").is_file():
             return folder
     if not path.exists():
-        raise PolicyError(f"{path}: no such folder")
+        hint = nearest(str(path), [f"{ZOO}/{entry.name}" for entry in zoo_entries()]) if path.parts[0] == ZOO else ""
+        raise PolicyError(f"{path}: no such folder{hint}")
     raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which training writes")
 
 

@@ -22,11 +22,12 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.state",
         "agent.weights",
     },
-    {"agent.config_loader", "agent.estimators", "agent.schedules"},
+    {"agent.config_loader", "agent.estimators", "agent.policy_zoo", "agent.schedules"},
     {"agent.networks", "agent.exploration", "agent.normalizer", "agent.optimizer", "agent.replay", "agent.tables"},
     {"agent.diagnostics", "agent.policy_module", "agent.versions"},
     {"agent.algorithms", "agent.policy"},
     {"agent.evaluation", "agent.onnx_file", "agent.run"},
+    {"agent.video"},
     {"agent.training", "agent.analysis"},  # neither imports the other: compare.py hands functions of one to the other
     {"agent.cli"},
     {"agent", "agent.__main__"},  # the public names, and python -m agent

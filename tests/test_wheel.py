@@ -25,7 +25,7 @@ gymnasium.register("Mine-v0", CartPoleEnv, max_episode_steps=20)
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"  # a copy: setuptools leaves a folder build, and takes what lies there
-    for name in ("agent", "envs", "configs"):
+    for name in ("agent", "envs", "configs", "zoo"):
         shutil.copytree(name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(name, source)
@@ -72,10 +72,21 @@ def test_a_hidden_package_is_named(site: Path, project: Path) -> None:
     assert f"is hidden by {project}/envs/__init__.py" in done.stderr.splitlines()[-1]
 
 
+def test_the_zoo_works_right_after_installation(site: Path, tmp_path: Path) -> None:
+    listed = run(site, tmp_path, "zoo")
+    assert listed.returncode == 0, listed.stderr
+    assert "gumbel evaluate zoo/cartpole" in listed.stdout
+    evaluated = run(site, tmp_path, "evaluate", "zoo/cartpole", "--episodes", "1")
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert "CartPole-v1: return per episode" in evaluated.stdout
+
+
 def test_the_wheel_has_licence_configs_and_types(site: Path) -> None:
     assert list(site.glob("gumbel_actor_critic-*/licenses/LICENSE"))
     assert (site / "agent" / "py.typed").is_file() and (site / "envs" / "py.typed").is_file()
-    assert {path.name for path in (site / "agent" / "configs").iterdir()} == {p.name for p in Path("configs").iterdir()}
+    for name in ("configs", "zoo"):
+        packaged, own = site / "agent" / name, Path(name)
+        assert {p.relative_to(packaged) for p in packaged.rglob("*")} == {p.relative_to(own) for p in own.rglob("*")}
 
 
 def test_help_and_errors_name_the_installed_command(site: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The installed command: gumbel train | evaluate | compare | export."""
+"""The installed command: gumbel train | evaluate | compare | export | zoo."""
 
 import sys
 from importlib import import_module
@@ -10,6 +10,7 @@ COMMANDS = {
     "evaluate": "evaluates saved policies, films them, measures their gradients",
     "compare": "compares algorithms, settings or finished runs",
     "export": "writes a policy as ONNX, for programs without PyTorch",
+    "zoo": "lists the trained policies that come with the library",
 }
 USAGE = "\n".join(
     [
