@@ -356,9 +356,14 @@ class WandbConfig(Section):
         "auto", description="auto: online where a login is found, else offline; never asks"
     )
     project: str = Field("gumbel-actor-critic", description="W&B project")
-    group: str | None = Field(None, description="W&B group; null: the environment's id")
+    entity: str | None = Field(None, description="W&B team or user; null: your default")
+    group: str | None = Field(
+        None, description="W&B group; null: the run's name where members have W&B runs of their own, else env.id"
+    )
     name: str | None = Field(None, description="W&B run name; null: the run folder's name")
     tags: list[str] = Field([], description="W&B tags")
+    log_policy: bool = Field(False, description="upload the policies at the end as an artifact")
+    log_video: bool = Field(False, description="upload a video of the best policy at the end; needs the extra video")
 
 
 class Config(Section):

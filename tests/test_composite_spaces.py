@@ -33,11 +33,11 @@ from torch import Generator
 
 import envs
 from agent import Policy, PolicyError, evaluate
-from agent.analysis.video import record
 from agent.config import Config
 from agent.evaluation import make_env
 from agent.exit_codes import Stopped
 from agent.training.trainer import train
+from agent.video import record
 from envs import TensorEnv, UserError, VectorEnvironment
 
 __all__ = ["stop_at"]  # a fixture

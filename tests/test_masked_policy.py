@@ -13,8 +13,8 @@ from test_policy import OBS, make_policy
 
 import envs
 from agent import Policy, PolicyError
-from agent.analysis.video import record
 from agent.cli import evaluate, train
+from agent.video import record
 
 MASKED_SPACES = [
     (spaces.Discrete(4), np.array([0, 0, 1, 0], np.int8), 2),

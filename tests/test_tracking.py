@@ -21,7 +21,8 @@ from agent.config import Config
 from agent.config_loader import flat, load_config
 from agent.metrics import METRICS, Metric
 from agent.training.run_dir import next_commands
-from agent.training.tracking import Tracker, log_comparison
+from agent.training.tracking import Tracker
+from agent.training.wandb_mirror import aggregates, log_comparison
 from envs import UserError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -167,10 +168,10 @@ def test_position_is_where_the_record_stands(run_dir: Path, wandb: MagicMock) ->
     wandb.init.return_value.id = "abc"
     with Tracker(run_dir, make_config("wandb.mode=offline")) as tracker:
         tracker.write(1, [{"critic/q": 1.0}])
-        assert tracker.wandb_position() == ("abc", 1)
+        assert tracker.wandb.position() == ("abc", 1)
         assert tracker.num_bytes() == (run_dir / "metrics.jsonl").stat().st_size > 0
     with Tracker(run_dir, make_config("wandb.mode=disabled")) as tracker:
-        assert tracker.wandb_position() == (None, 0)
+        assert tracker.wandb.position() == (None, 0)
 
 
 def test_a_resumed_record_is_cut_to_what_the_checkpoint_knows(run_dir: Path) -> None:
@@ -197,31 +198,100 @@ def test_wandb_shows_one_member_under_plain_names(run_dir: Path, wandb: MagicMoc
     assert points(wandb) == [{"env_steps": 7, "critic/loss": 1.0, "eval/return_greedy": 3.0}]
 
 
-def test_wandb_shows_members_one_by_one_and_in_aggregate(run_dir: Path, wandb: MagicMock) -> None:
+@pytest.fixture
+def wandb_runs(wandb: MagicMock) -> list[MagicMock]:
+    """The W&B runs in the order of their start, each of its own id."""
+    runs: list[MagicMock] = []
+
+    def init(**arguments: Any) -> MagicMock:
+        run = MagicMock(id=arguments.get("id", "pop"), offline=True)
+        run.told = arguments
+        runs.append(run)
+        return run
+
+    wandb.init.side_effect = init
+    return runs
+
+
+def logged(run: MagicMock) -> list[tuple[int, dict[str, float]]]:
+    return [(call.kwargs["step"], call.args[0]) for call in run.log.call_args_list]
+
+
+def test_members_have_wandb_runs_of_their_own_and_the_population_one(
+    run_dir: Path, wandb_runs: list[MagicMock]
+) -> None:
     name = "eval/return_greedy"
-    with Tracker(run_dir, make_config("seeds=3")) as tracker:
-        tracker.write(7, [{"critic/loss": 1.0, name: 2.0}, {"critic/loss": 3.0}, {name: 6.0}])
-        tracker.write(8, [{"train/episode_return": value} for value in (1.0, 4.0, 4.0)])
-    assert points(wandb)[0] == {
-        "env_steps": 7,
-        "member_0/critic/loss": 1.0,
-        "member_1/critic/loss": 3.0,
-        "critic/loss": 2.0,
-        f"member_0/{name}": 2.0,
-        f"member_2/{name}": 6.0,
-        name: 4.0,
-        f"{name}_min": 2.0,
-        f"{name}_max": 6.0,
-    }
-    assert [points(wandb)[1][f"train/episode_return{suffix}"] for suffix in ("", "_min", "_max")] == [3.0, 1.0, 4.0]
+    config = make_config("seed=5", "seeds=2", "sweep={tau.start: [2.0, 1.0]}")
+    with Tracker(run_dir, config) as tracker:
+        tracker.write(7, [{"critic/loss": 1.0, name: 2.0}, {"critic/loss": 3.0}, {name: 6.0}, {}])
+        tracker.write(8, [{"train/episode_return": value} for value in (1.0, 4.0, 4.0, 3.0)])
+        tracker.summarize([{"eval/final_return_greedy": value} for value in (1.0, 2.0, 3.0, 4.0)])
+    population, *members = wandb_runs
+    assert [run.told["id"] for run in members] == ["pop-0", "pop-1", "pop-2", "pop-3"]
+    assert {run.told["group"] for run in wandb_runs} == {"my-run"}
+    assert [run.told["job_type"] for run in wandb_runs] == ["population", *["gumbel_actor_critic"] * 4]
+    own = [run.told["config"] for run in members]
+    assert [(c["seed"], c["tau"]["start"], c["member"]) for c in own] == [(5, 2, 0), (6, 2, 1), (5, 1, 2), (6, 1, 3)]
+    assert all("sweep" not in c and c["seeds"] == 1 for c in own)
+    assert [logged(run) for run in members[2:]] == [
+        [(0, {"env_steps": 7, name: 6.0}), (1, {"env_steps": 8, "train/episode_return": 4.0})],
+        [(1, {"env_steps": 8, "train/episode_return": 3.0})],  # it had nothing to say before
+    ]
+    first, second = (row for _, row in logged(population))
+    assert first["critic/loss"] == 2.0 and [first[f"{name}{end}"] for end in ("", "_min", "_max")] == [4.0, 2.0, 6.0]
+    low, high = (second[f"train/episode_return_{end}"] for end in ("low", "high"))
+    assert 1.0 < low < second["train/episode_return"] == 3.0 < high <= 4.0
+    (told,) = population.summary.update.call_args.args
+    assert told["eval/final_return_greedy"] == 2.5
+    members[3].summary.update.assert_called_once_with({"eval/final_return_greedy": 4.0})
+    assert all(run.finish.called for run in wandb_runs)
 
 
-def test_aggregates_leave_nan_out(run_dir: Path, wandb: MagicMock) -> None:
-    with Tracker(run_dir, make_config("seeds=2")) as tracker:
-        tracker.write(7, [{"critic/loss": NAN, "critic/q": NAN}, {"critic/loss": 3.0, "critic/q": NAN}])
-    (point,) = points(wandb)
-    assert point["critic/loss"] == 3.0
-    assert "critic/q" not in point and np.isnan(point["member_1/critic/q"])
+@pytest.mark.parametrize(("seeds", "variable"), [(17, ""), (3, "WANDB_SWEEP_ID"), (3, "WANDB_RUN_ID")])
+def test_many_members_and_those_of_a_wandb_sweep_share_one_run(
+    seeds: int, variable: str, run_dir: Path, wandb_runs: list[MagicMock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if variable:
+        monkeypatch.setenv(variable, "x")
+    with Tracker(run_dir, make_config(f"seeds={seeds}")) as tracker:
+        tracker.write(7, [{"critic/loss": float(i)} for i in range(seeds)])
+    (run,) = wandb_runs
+    assert run.told["group"] == "CartPole-v1" and run.told["job_type"] == "gumbel_actor_critic"
+    assert logged(run) == [(0, {"env_steps": 7, "critic/loss": (seeds - 1) / 2})]
+
+
+def test_wandb_runs_of_members_resume_under_their_ids(run_dir: Path, wandb_runs: list[MagicMock]) -> None:
+    resumed = INFO.model_copy(update={"wandb_id": "abc", "wandb_step": 7})
+    with Tracker(run_dir, make_config("seeds=2", "wandb.mode=offline"), resumed) as tracker:
+        tracker.write(1, [{"critic/loss": 1.0}, {"critic/loss": 2.0}])
+    assert [run.told["id"] for run in wandb_runs] == ["abc", "abc-0", "abc-1"]
+    assert [[step for step, _ in logged(run)] for run in wandb_runs] == [[7]] * 3
+
+
+def test_aggregates_leave_nan_out() -> None:
+    rows = [{"critic/loss": NAN, "critic/q": NAN}, {"critic/loss": 3.0, "critic/q": NAN}]
+    assert aggregates(rows) == {"critic/loss": 3.0}
+
+
+@pytest.mark.parametrize("what", ["policy", "video"])
+def test_policy_and_video_are_uploaded(what: str, run_dir: Path, wandb: MagicMock) -> None:
+    wandb.init.return_value.id = "abc"
+    policy = run_dir / "policy"
+    (policy / "best").mkdir(parents=True)
+    (policy / "best" / "policy.json").touch()
+    with Tracker(run_dir, make_config()) as tracker:
+        if what == "policy":
+            tracker.wandb.log_policy(policy, "policy")
+        else:
+            tracker.wandb.log_video(run_dir / "x.mp4")
+    if what == "policy":
+        wandb.Artifact.assert_called_once_with("policy-abc", type="model")
+        file = str(policy / "best" / "policy.json")
+        wandb.Artifact.return_value.add_file.assert_called_once_with(file, name="best/policy.json")
+        wandb.init.return_value.log_artifact.assert_called_once_with(wandb.Artifact.return_value)
+    else:
+        wandb.Video.assert_called_once_with(str(run_dir / "x.mp4"), format="mp4")
+        assert points(wandb) == [{"video": wandb.Video.return_value}]
 
 
 @pytest.mark.parametrize(
@@ -300,11 +370,9 @@ def test_without_network_the_run_is_recorded_offline_and_that_is_said_once(
 
 
 def test_final_returns_are_in_the_summary(run_dir: Path, wandb: MagicMock) -> None:
-    with Tracker(run_dir, make_config("seeds=2")) as tracker:
-        tracker.summarize([{"eval/final_return_greedy": 1.0}, {"eval/final_return_greedy": 3.0}])
-    (told,) = wandb.init.return_value.summary.update.call_args.args
-    name = "eval/final_return_greedy"
-    assert told == {f"member_0/{name}": 1, f"member_1/{name}": 3, name: 2, f"{name}_min": 1, f"{name}_max": 3}
+    with Tracker(run_dir, make_config()) as tracker:
+        tracker.summarize([{"eval/final_return_greedy": 1.0}])
+    wandb.init.return_value.summary.update.assert_called_once_with({"eval/final_return_greedy": 1.0})
 
 
 @pytest.mark.parametrize("what", ["run", "run/metrics.jsonl"])
@@ -372,18 +440,24 @@ def test_offline_run_lies_in_the_run_folder_with_its_history(run_dir: Path, capl
     wandb.teardown()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert capfd.readouterr() == ("", "")
-    (file,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
-    records = list(read_records(file))
-    first, second = (
-        {"/".join(item.nested_key): float(item.value_json) for item in record.history.item}
-        for record in records
-        if record.HasField("history")
-    )
-    expected = {"env_steps": 10, "member_0/critic/loss": 1, "member_1/critic/loss": 3, "critic/loss": 2}
-    assert expected.items() <= first.items()
-    assert second["env_steps"] == 20 and second["eval/return_greedy_max"] == 4
-    metrics = [record.metric for record in records if record.HasField("metric")]
-    assert ("*", "env_steps") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+    found = {}
+    for file in run_dir.glob("wandb/offline-run-*/run-*.wandb"):
+        records = list(read_records(file))
+        (run,) = [record.run for record in records if record.HasField("run")][:1]
+        found[run.display_name] = [
+            {"/".join(item.nested_key): float(item.value_json) for item in record.history.item}
+            for record in records
+            if record.HasField("history")
+        ]
+        metrics = [record.metric for record in records if record.HasField("metric")]
+        assert ("*", "env_steps") in [(metric.glob_name, metric.step_metric) for metric in metrics]
+        config = {item.key: json.loads(item.value_json) for item in run.config.update}
+        assert run.run_group == "my-run" and config["env"]["id"] == "CartPole-v1"
+    assert set(found) == {"my-run", "my-run-seed0-0", "my-run-seed1-1"}
+    assert {"env_steps": 10, "critic/loss": 2}.items() <= found["my-run"][0].items()
+    assert found["my-run"][1]["eval/return_greedy_max"] == 4
+    assert {"env_steps": 10, "critic/loss": 3}.items() <= found["my-run-seed1-1"][0].items()
+    assert found["my-run-seed0-0"][1]["eval/return_greedy"] == 4
 
 
 @pytest.mark.slow
@@ -392,7 +466,7 @@ def test_a_resumed_offline_run_goes_on_with_its_steps_and_wandb_sync_finds_all_o
     with Tracker(run_dir, config) as tracker:
         for env_steps in (10, 20):
             tracker.write(env_steps, [{"critic/loss": 1.0}])
-        wandb_id, wandb_step = tracker.wandb_position()
+        wandb_id, wandb_step = tracker.wandb.position()
     resumed = INFO.model_copy(update={"wandb_id": wandb_id, "wandb_step": wandb_step, "metrics_bytes": 10})
     with Tracker(run_dir, config, resumed) as tracker:
         tracker.write(30, [{"critic/loss": 1.0}])
@@ -403,9 +477,12 @@ def test_a_resumed_offline_run_goes_on_with_its_steps_and_wandb_sync_finds_all_o
     assert [record.history.step.num for record in records if record.HasField("history")] == [0, 1, 2]
     summary = [item.value_json for record in records for item in record.summary.update if "final_return" in str(item)]
     assert set(summary) == {"5"} or set(summary) == {"5.0"}
-    command = shlex.split(next_commands(run_dir, make_policy(OBS, spaces.Discrete(2)).info)[-1])
-    assert command[:2] == ["wandb", "sync"]
-    cli = [sys.executable, "-m", "wandb", "sync", "--dry-run", *command[2:]]
+    printed = next_commands(run_dir, make_policy(OBS, spaces.Discrete(2)).info)[-1]
+    assert printed.startswith("wandb sync ")
+    patterns = shlex.split(printed)[2:]  # as a shell expands them
+    folders = [str(path) for pattern in patterns for path in sorted(run_dir.parent.glob("*/wandb/offline-run-*"))]
+    assert patterns == [f"{run_dir}/wandb/offline-run-*"]
+    cli = [sys.executable, "-m", "wandb", "sync", "--dry-run", *folders]
     told = subprocess.run(cli, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     shown = told.stdout + told.stderr
     assert all(file.name in shown for file in files) and "Would sync 2 run" in shown, shown
@@ -471,7 +548,9 @@ def test_login_is_found_without_network(source: str, tmp_path: Path, monkeypatch
             monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
         if source == "netrc":
             Path(os.environ["NETRC"]).write_text(f"machine {host}\n  login user\n  password {'0' * 40}\n")
-        code = "import wandb; from agent.training.tracking import mode_by_login; print(mode_by_login(wandb, 'auto'))"
+        code = (
+            "import wandb; from agent.training.wandb_mirror import mode_by_login; print(mode_by_login(wandb, 'auto'))"
+        )
         done = run_python(code, tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True)
         server.setblocking(False)
         with pytest.raises(BlockingIOError):  # nobody has called
@@ -485,7 +564,7 @@ def test_offline_comparison_lies_in_its_folder(run_dir: Path) -> None:
     code = f"""
 from pathlib import Path
 from agent.config_loader import flat, load_config
-from agent.training.tracking import log_comparison
+from agent.training.wandb_mirror import log_comparison
 config = load_config(None, ["env.id=CartPole-v1", "wandb.mode=offline"])
 log_comparison(Path(), flat(config.model_dump()), {TABLES}, [])
 """

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent.analysis import video
-from agent.analysis.video import magnified, mp4, pictures
+from agent import video
+from agent.video import magnified, mp4, pictures
 
 GREY = np.array([[0, 51, 102, 17, 34], [153, 204, 255, 5, 7]], np.uint8)  # [2, 5]
 RGB = np.stack([GREY] * 3, -1)

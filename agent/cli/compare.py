@@ -21,8 +21,8 @@ from agent.config import Config
 from agent.config_faults import yaml_scalar
 from agent.config_loader import find_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
-from agent.training.tracking import log_comparison
 from agent.training.trainer import train
+from agent.training.wandb_mirror import log_comparison
 from agent.versions import versions
 from envs import UserError
 

@@ -15,7 +15,6 @@ from agent.analysis.gradients import gradient_report, load_critics, visited_stat
 from agent.analysis.report import finite
 from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
-from agent.analysis.video import record
 from agent.cli.arguments import add_policy_arguments, load_policy, make_parser
 from agent.commands import in_short
 from agent.config import MAX_EPISODE_STEPS, MAX_SEED
@@ -25,6 +24,7 @@ from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_par
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.policy import Policy
 from agent.tables import results_table
+from agent.video import record
 from envs import UserError
 
 EXAMPLES = """examples:

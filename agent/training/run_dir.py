@@ -103,8 +103,8 @@ def write_atomically(path: Path, text: str) -> None:
 def next_commands(run_dir: Path, info: PolicyInfo) -> list[str]:
     """What to do with a finished run. `info`: of its policies; what they name, the user has named."""
     trust = [] if all(map(may_be_imported, info.names())) else ["--trust"]
-    offline = sorted(run_dir.glob("wandb/offline-run-*"))
-    sync = [f"wandb sync {shlex.join(map(str, offline))}"] if offline else []
+    offline = list(run_dir.glob("wandb/offline-run-*"))
+    sync = [f"wandb sync {shlex.quote(str(run_dir))}/wandb/offline-run-*"] if offline else []
     if is_of_factory(info.env.id):
         return [f"in Python: evaluate(run, env={factory_of(info.env.id)}), with what made the environments", *sync]
     return [

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import json
 import logging
+import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +18,7 @@ from agent.commands import command
 from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
+from agent.evaluation import make_env as make_env_of_policy
 from agent.exit_codes import Stopped
 from agent.memory import release_free_memory, told_if_it_runs_out
 from agent.metrics import METRICS
@@ -42,6 +45,7 @@ from agent.training.setup import in_force, make_env, select_device
 from agent.training.stopping import StopSignals
 from agent.training.tracking import Tracker
 from agent.versions import versions
+from agent.video import record
 from agent.weights import save_weights
 from envs import Factory, UserError, VectorEnvironment, registered
 from envs.random_streams import RandomStreams
@@ -286,7 +290,7 @@ class Trainer:
         """Writes a checkpoint beside the training, unless there is one of this very state."""
         if not self.has_checkpoints or self.saved_at == self.env_steps:
             return
-        wandb_id, wandb_step = self.tracker.wandb_position()
+        wandb_id, wandb_step = self.tracker.wandb.position()
         info = CheckpointInfo(
             env_steps=self.env_steps,
             num_updates=self.loop.num_updates,
@@ -485,7 +489,27 @@ class Trainer:
                 for i, member in enumerate(members)
             ]
         )
+        if self.config.wandb.log_policy:
+            self.tracker.wandb.log_policy(self.run_dir / "policy", "policy")
+        if self.config.wandb.log_video:
+            self.log_video()
         self.console.saved(self.run_dir, next_commands(self.run_dir, self.policy.info))
+
+    def log_video(self) -> None:
+        """An episode of the best member's best weights, to W&B. Where it cannot be filmed, one warning."""
+        infos = self.best.info.members
+        best = max(self.sound_members(), key=lambda i: -math.inf if (r := infos[i].eval_return) is None else r)
+        policy, seed = self.best.select([best]), self.members[best].seed
+        try:
+            of_policy = make_env_of_policy(
+                policy, 1, trust=True, changes={"id": self.config.env.id}, render_mode="rgb_array"
+            )
+            with contextlib.redirect_stdout(sys.stderr), contextlib.closing(of_policy) as env:
+                video = record(policy, env, self.run_dir / "videos", seed, sampled=False)
+        except UserError as error:
+            logger.warning("wandb.log_video: no video: %s", error)
+            return
+        self.tracker.wandb.log_video(video.path)
 
     def save_final_weights(self) -> None:
         """Of policies and critics, before their last evaluation."""
