@@ -33,6 +33,23 @@ def results_table(members: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
+def sweep_table(members: Sequence[Mapping[str, Any]]) -> Table:
+    """Greedy and sampled returns by swept setting: IQM over its seeds in a 95 % interval, and the worst seed."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for member in members:
+        groups.setdefault(" ".join(f"{k}={as_text(v)}" for k, v in member["settings"].items()), []).append(member)
+    table = new_table("setting", "seeds", "greedy [95 % interval]", "worst", "sampled [95 % interval]", "worst")
+    for setting, own in groups.items():
+        cells = []
+        for mode in ("greedy", "sampled"):
+            means = np.array([member[mode]["mean"] for member in own])
+            low, high = stratified_bootstrap(means, iqm)
+            cells += [f"{number(float(iqm(means)))} [{number(low)}, {number(high)}]", number(means.min())]
+        table.add_row(setting, str(len(own)), *cells)
+    table.caption = "by setting: IQM over seeds"
+    return table
+
+
 def figures_of(episodes: Mapping[str, Any]) -> list[str]:
     interval = stratified_bootstrap(np.array(episodes["returns"]), iqm)
     return [

@@ -56,6 +56,14 @@ from envs.tensor.chain_bandit import ChainBandit
 CONFIGS = HERE.parent / "configs"
 FIRST_SEED = 2000
 OURS, DEFAULTS, BASELINE = "gumbel_actor_critic", "defaults", "reinforce"
+LEGEND = {
+    OURS: "tuned",
+    DEFAULTS: "defaults",
+    BASELINE: "REINFORCE",
+    "sb3_dqn": "DQN",
+    "sb3_ppo": "PPO",
+    "sbx_sac": "SAC",
+}
 PEERS = {  # library, agent
     "sb3_dqn": ("stable_baselines3", "DQN"),
     "sb3_ppo": ("stable_baselines3", "PPO"),
@@ -391,19 +399,23 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for axes in grid.flat[len(names) :]:
         axes.set_axis_off()
     for name, axes in zip(names, grid.flat, strict=False):
+        ours: list[Any] = []
         for i, algorithm in enumerate((OURS, DEFAULTS, BASELINE, *PEERS)):
             for row in (row for row in rows if (row["task"], row["algorithm"]) == (name, algorithm)):
                 curve = Curve(np.array(row["curve_env_steps"]), np.array(row["curve_returns"]))
-                figures.draw_curve(axes, algorithm, curve, figures.style(i), band_alpha=0.25)
+                figures.draw_curve(axes, LEGEND.get(algorithm, algorithm), curve, figures.style(i), band_alpha=0.25)
+                if algorithm in (OURS, DEFAULTS):
+                    ours.append(iqm(curve.returns, axis=0))
                 axes.set_title(row["env_id"], loc="left", fontsize=10, color=figures.INK)
         if (goal := TASKS[name].goal) is not None:
             axes.axhline(goal, color=figures.FAINT, linewidth=0.9, linestyle=":", zorder=1)
         heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
-        margin = 0.1 * np.ptp(heights)
-        axes.set_ylim(heights.min() - margin, heights.max() + margin)  # of the lines: a band may be far wider
-        axes.xaxis.set_major_formatter(lambda steps, _: f"{steps / 1000:g}k")
+        low, high = np.percentile(np.concatenate(ours), 5), heights.max()  # without a first bad evaluation
+        room = 0.1 * (high - low)
+        axes.set_ylim(max(heights.min(), low - 2 * room) - room, high + room)  # what is far below ours is cut off
+        axes.xaxis.set_major_formatter(lambda steps, _: figures.short(steps))
         axes.spines[["top", "right"]].set_visible(False)
-    figure.supxlabel("environment steps per member (dotted: the goal)", fontsize=9, color=figures.INK)
+    figure.supxlabel("environment steps of a member (dotted: the goal)", fontsize=9, color=figures.INK)
     figure.supylabel("greedy return (IQM of seeds, 95 % interval)", fontsize=9, color=figures.INK)
     labelled = {
         label.split("  ")[0]: handle

@@ -27,7 +27,7 @@ def test_figures_by_hand(runs: list[Path]) -> None:
     assert (good.num_reached, good.steps_to_reach, good.steps_to_hold) == (3, 200.0, float("inf"))
     assert (bad.num_reached, bad.steps_to_reach) == (1, float("inf"))
     first, second = comparison.pairs
-    assert (first.better, first.probability_of_improvement) == ("gumbel_actor_critic", 1.0)
+    assert (first.better, first.probability_of_improvement) == ("Actor-critic", 1.0)
     assert first.final_difference == -second.final_difference == pytest.approx(60.0)
     assert first.final_difference_interval.low > 0 > second.final_difference_interval.high
 
@@ -153,14 +153,14 @@ def test_episodes_that_were_cut_are_told(tmp_path: Path) -> None:
     result = json.loads((runs[1] / "result.json").read_text())
     result["members"][0]["greedy"]["cut"] = 7
     (runs[1] / "result.json").write_text(json.dumps(result))
-    told = "reinforce: 7 episodes at the end were cut (evaluation.max_episode_steps)"
+    told = "REINFORCE: 7 episodes at the end were cut (evaluation.max_episode_steps)"
     assert told in notes(compare_runs(runs))
 
 
 def test_runs_that_differ_in_their_seeds_only_are_pooled(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / str(seed), "reinforce", [[0, 0, seed]], first_seed=seed) for seed in range(3)]
     (entry,) = compare_runs(runs).entries
-    assert (entry.label, entry.seeds, entry.final_returns.tolist()) == ("reinforce", [0, 1, 2], [0.0, 1.0, 2.0])
+    assert (entry.label, entry.seeds, entry.final_returns.tolist()) == ("REINFORCE", [0, 1, 2], [0.0, 1.0, 2.0])
     assert entry.wall_seconds == 36.0
 
 
@@ -202,7 +202,7 @@ def test_members_that_differ_in_nothing_read_are_told_apart(tmp_path: Path) -> N
     (run / "result.json").write_text(result.replace('"seed": 1', '"seed": 0'))
     other = fake_run(tmp_path / "a", "gumbel_actor_critic", [[1.0] * 3])
     labels = [entry.label for entry in arrange(load_runs({run: "r", other: "a"}))]
-    assert labels == [f"reinforce {run} member 0", f"reinforce {run} member 1", f"gumbel_actor_critic {other} member 0"]
+    assert labels == [f"REINFORCE {run} member 0", f"REINFORCE {run} member 1", f"Actor-critic {other} member 0"]
 
 
 def test_a_setting_that_an_algorithm_does_not_read_is_not_in_its_label(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_a_setting_that_an_algorithm_does_not_read_is_not_in_its_label(tmp_path:
     labels = [
         e.label for e in compare_runs([exact, default, fake_run(tmp_path / "c", "reinforce", [[0, 0, 1]])]).entries
     ]
-    assert labels[0] == "gumbel_actor_critic exact" and labels[2] == "reinforce"
+    assert labels[0] == "Actor-critic exact" and labels[2] == "REINFORCE"
 
 
 @pytest.mark.parametrize(

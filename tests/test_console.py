@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console as Output
 
 from agent.config_loader import load_config
-from agent.training.console import SAVED, Console, number
+from agent.training.console import SAVED, Console, number, sparkline
 
 SPEED = "time/env_steps_per_second"
 
@@ -60,6 +60,7 @@ def test_off_a_terminal_a_log_line_is_one_plain_line() -> None:
         learning = {"speed": 1829.6, "tau": 0.9312, "alpha": 0.0812, "entropy": 0.612}
         console.update(2000, [row(train=value, **learning) for value in (41.0, 50.7, 80.2)])
     assert screen.getvalue() == (
+        "Returns: mean of 3 members (min, max).\n"
         "env_steps 2000/20000 | return 57.3 (min 41.0, max 80.2) | tau 0.93 | alpha 0.0812 | entropy 0.61"
         " | 1830 steps/s | eta -\n"
     )
@@ -85,7 +86,7 @@ def test_a_member_without_a_new_value_keeps_its_last_with_its_step() -> None:
         console.update(10, [row(speed=5.0, train=1.0), row(speed=5.0, train=3.0)])
         console.update(20, [row(speed=5.0, train=5.0), row(speed=5.0)])
         console.update(30, [row(speed=5.0, train=float("nan")), row(speed=5.0)])
-    returns = [line.split(" | ")[1] for line in screen.lines()]
+    returns = [line.split(" | ")[1] for line in screen.lines() if " | " in line]
     assert returns == [
         "return 2.00 (min 1.00, max 3.00)",
         "return 4.00 (min 3.00, max 5.00, steps 10-20)",
@@ -271,3 +272,33 @@ def test_output_is_standard_output(capsys: Any) -> None:
     with Console(load_config(None, ["env.id=CartPole-v1"])) as console:
         console.message("hello")
     assert capsys.readouterr() == ("hello" + os.linesep, "")
+
+
+def test_a_sweep_ends_with_a_table_by_setting() -> None:
+    episodes = {"returns": [1.0, 2.0], "lengths": [1, 1], "mean": 1.5, "std": 0.5, "min": 1.0, "max": 2.0, "iqm": 1.5}
+
+    def member(number: int, tau: float, mean: float) -> dict[str, Any]:
+        own = {mode: episodes | {"mean": mean} for mode in ("greedy", "sampled")}
+        return {"member": number, "seed": number % 2, "settings": {"tau.start": tau}, **own}
+
+    members = [member(i, tau, mean) for i, (tau, mean) in enumerate([(2.0, 10.0), (2.0, 30.0), (0.5, 7.0), (0.5, 7.0)])]
+    screen = Screen(columns=80)
+    with make_console(screen, seeds=2) as console:
+        console.final_table({"wall_seconds": 1.0, "env_id": "X", "env_steps": 5, "members": members})
+    lines = [" ".join(line.split()) for line in screen.lines()]
+    by_setting = lines[next(i for i, line in enumerate(lines) if line.startswith("setting")) :]
+    assert "tau.start=2 2 20.0 [10.0, 30.0] 10.0 20.0 [10.0, 30.0] 10.0" in by_setting
+    assert "tau.start=0.5 2 7.00 [7.00, 7.00] 7.00 7.00 [7.00, 7.00] 7.00" in by_setting
+
+
+def test_the_sparkline_goes_from_the_lowest_to_the_highest() -> None:
+    assert sparkline([0.0, 7.0, 3.5, 0.0]) == "▁█▅▁"
+    assert sparkline([2.0, 2.0]) == "▁▁"
+
+
+def test_the_panel_shows_how_the_return_has_moved() -> None:
+    screen = Screen(columns=80, terminal=True)
+    with make_console(screen) as console:
+        for step, value in enumerate((1.0, 5.0, 9.0)):
+            console.update(step, [row(train=value, speed=1.0)])
+    assert "▁▅█" in screen.getvalue()

@@ -48,6 +48,7 @@ def test_table_is_printed_without_json(run: Path, capsys: pytest.CaptureFixture[
     capsys.readouterr()
     assert evaluate.main([str(run), "--gradients", "--member", "all"]) == 0
     out = capsys.readouterr().out
+    assert "straight_through_gumbel_softmax" in out and max(map(len, out.splitlines()[1:-2])) <= 80
     assert "cosine" in out and "1,024" in out and "figures/gradients.png" in out.replace("\n", "")
 
 

@@ -12,6 +12,7 @@ from fake_runs import compare_runs, fake_run
 
 from agent.analysis import gallery
 from agent.analysis.comparison import Comparison
+from agent.analysis.figures import FAINT, INK, PAPER
 from agent.analysis.report import as_json, tables, write
 from agent.analysis.tables import pairs_table, summary_table
 from envs import UserError
@@ -87,13 +88,14 @@ def page(out: Path) -> str:
 def test_everything_is_written(out: Path) -> None:
     figures = ["learning_curves", "performance_profile", "probability_of_improvement", "tau", "entropy"]
     pngs = {f"{name}.png" for name in [*figures, "gradient_cosine_to_exact"]}
-    assert {path.name for path in out.iterdir()} == pngs | {"report.html", "results.json", "results.csv"}
+    svgs = {name.replace(".png", ".svg") for name in pngs}
+    assert {path.name for path in out.iterdir()} == pngs | svgs | {"report.html", "results.json", "results.csv"}
     assert all((out / name).read_bytes().startswith(b"\x89PNG") for name in pngs)
 
 
 def test_results_json_holds_every_figure(out: Path) -> None:
     results = json.loads((out / "results.json").read_text())
-    assert (results["command"], results["versions"], results["best"]) == (COMMAND, VERSIONS, "gumbel_actor_critic")
+    assert (results["command"], results["versions"], results["best"]) == (COMMAND, VERSIONS, "Actor-critic")
     assert results["entries"][0]["final_returns"] == [100.0, 90.0, 80.0, 90.0, 90.0]
     assert results["entries"][1]["steps_to_reach"] is None  # infinity is no JSON
     assert [row["final_return"] for row in results["entries"][1]["by_seed"]] == [20.0, 10.0, 60.0, 20.0, 20.0]
@@ -104,7 +106,7 @@ def test_results_json_holds_every_figure(out: Path) -> None:
 def test_results_csv_has_a_row_per_entry(out: Path) -> None:
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["label"] for row in rows] == ["gumbel_actor_critic", "reinforce"]
+    assert [row["label"] for row in rows] == ["Actor-critic", "REINFORCE"]
     assert float(rows[0]["final_interval_low"]) == pytest.approx(250 / 3)
     assert float(rows[1]["optimality_gap"]) == pytest.approx(130 / 5)
 
@@ -112,7 +114,7 @@ def test_results_csv_has_a_row_per_entry(out: Path) -> None:
 def test_page_is_well_formed_and_needs_nothing_from_elsewhere(page: str) -> None:
     parsed = Page(page)
     assert parsed.open == []
-    assert len(parsed.references) == 6 and all(r.startswith("data:image/png;base64,") for r in parsed.references)
+    assert parsed.references == [] and page.count("<svg") == page.count("</svg>") == 6
     assert "http" not in re.sub(r"base64,[^\"]*", "", page) and "<script" not in page and "@import" not in page
 
 
@@ -125,7 +127,7 @@ def test_page_says_what_was_compared_with_what(page: str) -> None:
 def test_page_has_every_section(page: str) -> None:
     text = Page(page).text
     for heading in (
-        "Results", "Learning curves", "Performance profile", "Probability of improvement", "Temperature tau",
+        "Results", "Learning curves", "Performance profile", "Probability of improvement", "Temperature τ",
         "Entropy of the policy", "Gradient: cosine to exact", "What was compared", "Every seed",
     ):  # fmt: skip
         assert heading in text
@@ -133,9 +135,28 @@ def test_page_has_every_section(page: str) -> None:
 
 def test_page_marks_what_differs_from_the_best(page: str) -> None:
     text = Page(page).text
-    assert "gumbel_actor_critic has the highest final greedy return" in text
-    assert "Significantly lower (the 95 % interval of the difference excludes zero): reinforce." in text
-    assert "* differs from gumbel_actor_critic, the best" in text
+    assert "Actor-critic has the highest final greedy return" in text
+    assert "Significantly lower (the 95 % interval of the difference excludes zero): REINFORCE." in text
+    assert "* differs from Actor-critic, the best" in text
+
+
+def test_commits_are_eight_digits_and_the_project_has_its_name(comparison: Comparison, tmp_path: Path) -> None:
+    versions = {"project": f"0.2.0 (commit {'0123456789' * 4})"}
+    write(comparison, tmp_path / "out", COMMAND, versions)
+    text = Page((tmp_path / "out" / "report.html").read_text()).text
+    assert "Compared with gumbel-actor-critic 0.2.0 (commit 01234567)." in text
+
+
+def test_figures_take_the_colours_of_the_page(page: str) -> None:
+    drawings = page[page.index("<svg") :]
+    assert "var(--ink)" in drawings and "var(--paper)" in drawings
+    assert not any(color in drawings for color in (INK, FAINT, PAPER))
+
+
+def test_few_seeds_have_no_performance_profile(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / a, a, [[0.0, 0.0, 1.0]] * 4) for a in ("gumbel_actor_critic", "reinforce")]
+    drawn = [figure.path.stem for figure in write(compare_runs(runs), tmp_path / "out", COMMAND, {})]
+    assert "learning_curves" in drawn and "performance_profile" not in drawn
 
 
 def test_page_has_every_seed(page: str) -> None:
@@ -153,7 +174,7 @@ def test_page_leaves_out_what_there_is_not(tmp_path: Path) -> None:
     write(compare_runs([run]), tmp_path / "out", COMMAND, VERSIONS)
     text = Page((tmp_path / "out" / "report.html").read_text()).text
     assert "No optimality gap" in text and "first at threshold" not in text
-    for heading in ("Temperature tau", "Gradient", "Probability of improvement", "Settings that differ"):
+    for heading in ("Temperature τ", "Gradient", "Probability of improvement", "Settings that differ"):
         assert heading not in text
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from agent.analysis.entries import arrange, load_runs
+from agent.analysis.plan import name_of
 from agent.analysis.run_folder import Entry, common_threshold
 from agent.analysis.statistics import (
     Curve,
@@ -107,7 +108,7 @@ def compare(*runs: str | PathLike[str]) -> Comparison:
     """
     if not runs:
         raise UserError("compare: got no run, must be the folders of finished runs")
-    return compare_entries(arrange(load_runs({Path(run): Path(run).name for run in runs})))
+    return compare_entries(arrange(load_runs({Path(run): name_of(str(Path(run))) for run in runs})))
 
 
 def compare_entries(entries: Sequence[Entry]) -> Comparison:

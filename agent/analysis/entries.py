@@ -9,6 +9,7 @@ from agent.analysis.run_folder import Entry, Settings, load_run, require_one_env
 from agent.config import changes_learning, is_read_by
 from agent.config_loader import as_text
 
+WORDS = {"gumbel_actor_critic": "Actor-critic", "reinforce": "REINFORCE"}  # for people
 OWN_PART = ("algorithm", "estimator.name")  # named by their values alone, and always where they differ
 MOST_DIFFERENCES = 3  # of other settings in a label; beyond them the config's or run's name says it shorter
 
@@ -55,7 +56,7 @@ def differences(entries: Sequence[Entry]) -> list[str]:
 def labelled(entries: Sequence[Entry]) -> list[Entry]:
     """Each entry labelled by its values of what differs; by its name where that is too much, or does not do."""
     if len(entries) == 1:
-        return [dataclasses.replace(entries[0], label=entries[0].algorithm)]
+        return [dataclasses.replace(entries[0], label=in_words(entries[0].algorithm))]
     keys = differences(entries)
     swept = {key for entry in entries for key in entry.swept}
     always = [key for key in keys if key in OWN_PART or key in swept]
@@ -71,8 +72,13 @@ def labelled(entries: Sequence[Entry]) -> list[Entry]:
     return [dataclasses.replace(entry, label=label) for entry, label in zip(entries, labels, strict=True)]
 
 
+def in_words(algorithm: str) -> str:
+    """An algorithm as people call it."""
+    return WORDS.get(algorithm, algorithm)
+
+
 def describe(entry: Entry, keys: Sequence[str]) -> str:
     """'reinforce gamma=0.9': an entry's values of some settings, as far as it reads them."""
     settings = what_is_learned(entry)
-    own = [str(settings[key]) for key in OWN_PART if key in keys and key in settings]
+    own = [in_words(str(settings[key])) for key in OWN_PART if key in keys and key in settings]
     return " ".join([*own, *(f"{k}={as_text(settings[k])}" for k in keys if k in settings and k not in OWN_PART)])

@@ -1,5 +1,6 @@
 """The figures of a comparison: which there are, and what each says."""
 
+import re
 import shutil
 import textwrap
 from collections import defaultdict
@@ -15,6 +16,8 @@ from agent.analysis.run_folder import GRADIENTS_FIGURE, GREEDY_RETURN, Entry
 from agent.analysis.statistics import Curve, on_common_grid, performance_profile
 from agent.metrics import METRICS
 
+SYMBOLS = {r"\bsum_": "Σ_", r"\bpi\b": "π", r"\bpi_": "π_", r"\balpha\b": "α", r"\bgamma\b": "γ", r"\(\.\|": "(·|"}
+SYMBOLS |= {r"(?<![/.])\btau\b": "τ", r"<=": "≤", r">=": "≥"}
 BAND = "IQM over seeds, in a band of its 95 % interval."
 
 
@@ -31,9 +34,9 @@ def write_figures(comparison: Comparison, folder: Path) -> list[FigureFile]:
     """Writes each figure for which there is data."""
     written = [
         learning_curves(comparison, folder / "learning_curves.png"),
-        profile(comparison, folder / "performance_profile.png"),
+        *([] if comparison.without_test else [profile(comparison, folder / "performance_profile.png")]),
         improvement(comparison, folder / "probability_of_improvement.png"),
-        metric(comparison, "estimator/tau", "Temperature tau", folder / "tau.png"),
+        metric(comparison, "estimator/tau", "Temperature τ", folder / "tau.png"),
         metric(comparison, "actor/entropy", "Entropy of the policy", folder / "entropy.png"),
     ]
     gradients = sorted({name for e in comparison.entries for name in e.metrics if name.startswith("gradient/")})
@@ -58,7 +61,9 @@ def gradient_reports(entries: Sequence[Entry], folder: Path) -> list[FigureFile]
     copies = []
     for i, run_folder in enumerate(drawn):
         path = folder / f"gradients_{i}.png"
-        shutil.copyfile(Path(run_folder) / GRADIENTS_FIGURE, path)
+        for kind in (".png", ".svg"):
+            if (drawn_file := (Path(run_folder) / GRADIENTS_FIGURE).with_suffix(kind)).is_file():
+                shutil.copyfile(drawn_file, path.with_suffix(kind))
         caption = f"Bias against standard deviation on trained policies: evaluate {run_folder} --gradients."
         copies.append(FigureFile(path, f"Gradient estimators: {', '.join(labels[run_folder])}", caption))
     return copies
@@ -77,10 +82,18 @@ def metric(comparison: Comparison, name: str, title: str, path: Path) -> FigureF
     curves = curves_of(comparison.entries, name)
     if not curves:
         return None
-    figures.metric_curves(curves, path, f"{name}\n(IQM of seeds, 95 % interval)", heading(comparison))
+    figures.metric_curves(curves, path, f"{title}\n(IQM of seeds, 95 % interval)", heading(comparison))
     known = METRICS.get(name)
-    what = f"{name} = {known.formula} [{known.unit}]; {known.meaning}." if known else f"{name}, as logged."
-    return FigureFile(path, title, f"{what} {BAND}")
+    unit = "" if known is None or known.unit == "1" else f", in {known.unit}"
+    what = f"{name}: {known.formula}{unit}; {known.meaning}." if known else f"{name}, as logged."
+    return FigureFile(path, title, f"{with_symbols(what)} {BAND}")
+
+
+def with_symbols(formula: str) -> str:
+    """A formula in plain letters with the symbols that it stands for."""
+    for pattern, symbol in SYMBOLS.items():
+        formula = re.sub(pattern, symbol, formula)
+    return formula
 
 
 def curves_of(entries: Sequence[Entry], name: str) -> dict[str, Curve]:

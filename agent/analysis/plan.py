@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from agent.config_faults import yaml_scalar
 from agent.config_fields import nearest
 from agent.config_loader import load_config, require_today
 from envs.errors import UserError
+
+OF_COMPARISON = re.compile(r"compare-(.+)-\w+-[0-9a-f]{8}")  # the folder of a run that a comparison trains
 
 Axes = dict[str, list[Any]]  # dotted key: values
 
@@ -102,9 +105,11 @@ def run_folder(config_file: str, config: Config) -> Path:
 
 
 def name_of(path: str) -> str:
-    """What to call a comparison of a config file or run: its name, a run's config.yaml by its folder's."""
+    """What to call a config file or run: its name; a run's config.yaml by its folder, a comparison's by its config."""
     if Path(path).name == "config.yaml":
-        return Path(path).parent.name
+        path = str(Path(path).parent)
+    if of_comparison := OF_COMPARISON.fullmatch(Path(path).name):
+        return of_comparison[1]
     return Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
 
 

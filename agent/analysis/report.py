@@ -4,6 +4,7 @@ import base64
 import csv
 import dataclasses
 import json
+import re
 import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,11 @@ from typing import Any
 
 import jinja2
 import numpy as np
+from markupsafe import Markup
 
 from agent.analysis.comparison import HELD, Comparison, Summary, steps_by_seed
 from agent.analysis.entries import differences, what_is_learned
+from agent.analysis.figures import FAINT, FIRST, GRID, INK, PAPER
 from agent.analysis.gallery import FigureFile, write_figures
 from agent.analysis.run_folder import Entry, Run
 from agent.analysis.statistics import area_under_curve
@@ -27,6 +30,14 @@ from agent.tables import number
 from envs.errors import UserError
 
 Row = dict[str, Any]
+THEME = {
+    INK: "ink",
+    FAINT: "faint",
+    GRID: "line",
+    PAPER: "paper",
+    FIRST: "first",
+}  # colours of figures: the page's, light or dark
+PROJECT = "gumbel-actor-critic"
 
 
 def write(comparison: Comparison, folder: Path, command: str, versions: Mapping[str, str]) -> list[FigureFile]:
@@ -146,18 +157,19 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
 def html(comparison: Comparison, command: str, versions: Mapping[str, str], figures: Sequence[FigureFile]) -> str:
     """One page that needs nothing else: no script, no font, no image from elsewhere."""
     page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page.filters |= {"number": number, "steps": steps, "duration": duration}
+    page.filters |= {"number": number, "steps": steps, "duration": duration, "short_hash": short_hash}
     template = resources.files("agent.analysis").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return page.from_string(template).render(
         comparison=comparison,
         command=command,
         date=f"{datetime.now():%Y-%m-%d %H:%M}",
+        project=PROJECT,
         versions=versions,
         runs=[(run, repeat(run)) for run in runs_of(comparison)],
         recorded=list(dict.fromkeys(name for run in runs_of(comparison) for name in run.versions)),
         shared=settings_table(comparison.entries, different=False),
         different=settings_table(comparison.entries, different=True),
-        figures=[(figure, base64.b64encode(figure.path.read_bytes()).decode()) for figure in figures],
+        figures=[(figure, picture(figure.path)) for figure in figures],
         seeds=seed_rows(comparison),
         notes=notes(comparison),
         lower=[s for s in comparison.summaries if is_lower(comparison, s)],
@@ -191,6 +203,24 @@ def settings_table(entries: Sequence[Entry], different: bool) -> dict[str, list[
         if (key in changing) == different:
             table[key] = values if different else [next(value for value in values if value != "–")]
     return table
+
+
+def picture(path: Path) -> Markup:
+    """A figure as part of the page: its SVG in the page's colours, or its PNG where it has none."""
+    drawing = path.with_suffix(".svg")
+    if not drawing.is_file():
+        data = base64.b64encode(path.read_bytes()).decode()
+        return Markup('<img alt="" src="data:image/png;base64,{}">').format(data)
+    text = drawing.read_text(encoding="utf-8")
+    text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text[text.index("<svg") :])  # HTML knows what svg is
+    for color, variable in THEME.items():
+        text = text.replace(color, f"var(--{variable})")
+    return Markup(text)  # drawn by ourselves: labels are text that matplotlib has escaped
+
+
+def short_hash(version: str) -> str:
+    """A version with eight digits of its commit."""
+    return re.sub(r"\b([0-9a-f]{8})[0-9a-f]{32}\b", r"\1", version)
 
 
 def steps(value: float | int | None) -> str:

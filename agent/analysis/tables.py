@@ -13,24 +13,26 @@ from agent.tables import new_table, number
 
 
 def gradients_table(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Table:
-    """One row per estimator and tau; the smallest error at the batch size of the run is bold."""
+    """An estimator's name, then a row per tau; the smallest error at the batch size of the run is bold."""
     batches = sorted({1, batch_size, 1024})
-    table = new_table("estimator", "tau", "bias", "std", "cosine", *(f"error at {b:,}" for b in batches), "µs")
+    table = new_table("estimator", "bias", "std", "cosine", *(f"error at {b:,}" for b in batches), "µs")
+    table.columns[0].no_wrap, table.padding = True, (0, 0)  # of 80 columns none is left over
     errors = [[math.hypot(row["relative_bias"], row["relative_std"] / math.sqrt(b)) for b in batches] for row in rows]
     of_run = [own[batches.index(batch_size)] for own in errors]
     name = ""
     for row, own in zip(rows, errors, strict=True):
+        if row["tau"] is not None and row["estimator"] != name:
+            table.add_row(row["estimator"])
+        name = row["estimator"]
         table.add_row(
-            "" if row["estimator"] == name else row["estimator"],
-            "" if row["tau"] is None else f"{row['tau']:g}",
-            f"{row['relative_bias']:.3f}",
-            f"{row['relative_std']:.2f}",
-            f"{row['cosine']:.3f}",
-            *(f"{error:.3f}" for error in own),
-            f"{row['microseconds']:,.0f}",
+            name if row["tau"] is None else f"  tau {row['tau']:g}",
+            in_five(row["relative_bias"]),
+            in_five(row["relative_std"]),
+            in_five(row["cosine"]),
+            *map(in_five, own),
+            f"{row['microseconds']:.0f}",
             style="bold" if own[batches.index(batch_size)] == min(of_run) else None,
         )
-        name = row["estimator"]
     table.caption = (
         "relative to the norm of the exact gradient: bias and standard deviation of one draw, and root mean squared "
         f"error of the mean of 1 and more draws; bold: the smallest at the run's batch of {batch_size}"
@@ -38,10 +40,16 @@ def gradients_table(rows: Sequence[Mapping[str, Any]], batch_size: int) -> Table
     return table
 
 
+def in_five(value: float) -> str:
+    """A number of at most five signs, and a minus: 0.123, 5.83, 10.4, 5e+06."""
+    decimals = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
+    return f"{value:.{decimals}f}" if abs(value) < 1000 else f"{value:.0e}"
+
+
 def summary_table(comparison: Comparison) -> Table:
     """One row per entry: returns at the end and during training, steps to the threshold, cost."""
-    table = new_table("", "seeds", "final greedy return", "worst", "during training", "steps to threshold", "wall time")
-    table.title = f"{comparison.env_id}: IQM over seeds [95 % interval]"
+    table = new_table("", "seeds", "at the end", "worst", "in training", "to threshold", "time")
+    table.title = f"{comparison.env_id}: greedy return, IQM over seeds [95 % interval]"
     for summary in comparison.summaries:
         table.add_row(
             summary.label,
@@ -63,7 +71,7 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"* differs from {comparison.best.label}, the best: the interval of the difference excludes zero")
     if comparison.threshold is not None:
         lines.append(
-            f"threshold {comparison.threshold:g}: first evaluation there, and from when three in a row are; "
+            f"threshold {comparison.threshold:g}: steps to the first evaluation there, and until three in a row are; "
             "median over seeds (seeds that got there)"
         )
     if comparison.without_test:
@@ -89,7 +97,8 @@ def steps(summary: Summary) -> str:
 
 def pairs_table(comparison: Comparison) -> Table:
     """One row per pair; a difference is marked only where its interval excludes zero."""
-    table = new_table("", "P(better than)", "IQM at the end, difference", "IQM during training, difference")
+    table = new_table("", "P(better than)", "at the end", "in training")
+    table.title = "Probability of improvement, and difference of IQMs"
     listed: set[tuple[str, str]] = set()
     for pair in comparison.pairs:
         if (pair.worse, pair.better) in listed:  # the same pair the other way round

@@ -120,7 +120,7 @@ def gather(options: argparse.Namespace) -> tuple[dict[Path, str], list[Config]]:
     configs: list[Config] = []
     for text in (text for text in options.inputs if "=" not in text):
         if (path := Path(text)).is_dir():
-            folders[path] = path.name
+            folders[path] = plan.name_of(str(path))
             continue
         path = find_config(text)
         require_file(path)

@@ -18,7 +18,7 @@ from rich.table import Table
 from agent.config import Config
 from agent.evaluation import PROGRESS_SECONDS, EpisodeProgress
 from agent.exit_codes import replace_what_cannot_be_shown
-from agent.tables import number, results_table
+from agent.tables import number, results_table, sweep_table
 
 RETURNS = {
     "return": "train/episode_return",
@@ -27,6 +27,7 @@ RETURNS = {
 }
 LEARNING = {"tau": "estimator/tau", "alpha": "alpha/value", "entropy": "actor/entropy"}
 SPEED, UPDATES = "time/env_steps_per_second", "time/updates_per_second"
+SPARKS, SIGNS = 40, "▁▂▃▄▅▆▇█"  # of the panel's sparkline of returns
 RATE_LINES = 10  # newest log lines over which the time left is estimated
 ECHO = len("^C")  # columns: what a terminal shows of Ctrl-C must not move the cursor to another line
 SAVED = {
@@ -47,7 +48,10 @@ class Console:
     def __init__(self, config: Config, output: Output | None = None) -> None:
         self.output = output or Output()
         replace_what_cannot_be_shown(self.output.file)
-        self.title = f"{config.env.id} | {config.algorithm}"
+        num_members = len(config.members())
+        self.over = f"mean of {num_members} members (min, max)" if num_members > 1 else ""
+        self.title = " | ".join(filter(None, [config.env.id, config.algorithm, self.over]))
+        self.returns: deque[float] = deque(maxlen=SPARKS)  # of the newest log lines
         self.env_steps = 0
         self.newest: dict[str, dict[int, tuple[float, int]]] = {}  # metric: member: value, env_steps then
         self.pace: deque[tuple[float, int]] = deque(maxlen=RATE_LINES + 1)  # time and env_steps of log lines
@@ -70,6 +74,8 @@ class Console:
         self.progress.start_task(self.task.id)
         if self.live:
             self.live.start()
+        elif self.over:
+            self.message(f"Returns: {self.over}.")
         return self
 
     def __exit__(
@@ -95,6 +101,8 @@ class Console:
             if not row:
                 for values in self.newest.values():
                     values.pop(member, None)
+        if new := [float(row[RETURNS["return"]]) for row in rows if RETURNS["return"] in row]:
+            self.returns.append(sum(new) / len(new))
         is_log_line = any(SPEED in row for row in rows)  # an evaluation between two of them has no line of its own
         if is_log_line and (self.pace or any(row.get(UPDATES) for row in rows)):
             # From the first line with updates on: steps before it were random, and the updates were compiled then.
@@ -130,6 +138,8 @@ class Console:
         took = timedelta(seconds=round(result["wall_seconds"]))
         self.message(f"\n{result['env_id']}: {result['env_steps']} env steps in {took}")
         self.output.print(results_table(result["members"]))
+        if any(member["settings"] for member in result["members"]):
+            self.output.print(sweep_table(result["members"]))
 
     def saved(self, run_dir: Path, next_commands: Sequence[str]) -> None:
         """Prints where a run lies and what to do next."""
@@ -158,6 +168,8 @@ class Console:
         returns = Table.grid(padding=(0, 2))
         for label, name in RETURNS.items():
             returns.add_row(label, self.spread(name))
+        if len(self.returns) > 1:
+            returns.add_row("", sparkline(self.returns))
         details = "  ".join([*self.learning(), f"{self.mean(SPEED)} steps/s"])
         under_way = [self.evaluation] if self.evaluation else []
         content = Group(self.progress, returns, details, *under_way)
@@ -189,6 +201,12 @@ class Console:
         if min(steps) == self.env_steps:
             return ""
         return f"step {min(steps)}" if len(steps) == 1 else f"steps {min(steps)}-{max(steps)}"
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """How numbers have moved, from the lowest sign to the highest."""
+    low, high = min(values), max(values)
+    return "".join(SIGNS[round((value - low) / ((high - low) or 1.0) * (len(SIGNS) - 1))] for value in values)
 
 
 def in_brackets(*remarks: str) -> str:
