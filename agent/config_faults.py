@@ -79,7 +79,7 @@ def missing_space(value: Any) -> str:
 
 
 def why_gone(key: str) -> str:
-    return f"{key} is no setting any more: {GONE[key]}; leave it out"
+    return f"{key} was removed: {GONE[key]}; leave it out"
 
 
 def yaml_scalar(value: Any) -> str:

@@ -106,7 +106,7 @@ def config_of(task: str, run: str, args: argparse.Namespace) -> Config:
 
 
 def settings_of(run: str) -> list[str]:
-    """Of critic/estimator, or of reinforce.  UserError for a run that there is not."""
+    """Of critic/estimator, or of reinforce.  UserError for an unknown run."""
     critic, _, estimator = run.partition("/")
     if estimator:
         return [f"critic.structure={critic}", f"estimator.name={estimator}"]

@@ -355,13 +355,14 @@ def beside_sac(ours: Row | None, sac: Row | None) -> str:
     if ours is None or sac is None:
         return "SAC's, not run"
     theirs, seeds = float(iqm(np.array(sac["returns"]))), len(sac["returns"])
-    returns, text = ours["returns"], f"SAC's {number(theirs)} ({seeds} seed{'s' * (seeds > 1)})"
+    returns, when, then = ours["returns"], "", ""
     if sac["env_steps"] != ours["env_steps"]:
         at = max(0, int(np.searchsorted(ours["curve_env_steps"], sac["env_steps"], side="right")) - 1)
         returns = [curve[at] for curve in ours["curve_returns"]]
-        here = number(float(iqm(np.array(returns))))
-        text += f" at {sac['env_steps']:,}, here {here} at {ours['curve_env_steps'][at]:,}"
-    return f"{text}, {'met' if iqm(np.array(returns)) >= theirs else 'missed'}"
+        when, then = f" after {ours['curve_env_steps'][at]:,} steps", f" after {sac['env_steps']:,}"
+    here = float(iqm(np.array(returns)))
+    by = f"SAC's {number(theirs)} ({seeds} seed{'s' * (seeds > 1)})"
+    return f"{'met' if here >= theirs else 'missed'}: {number(here)}{when} against {by}{then}"
 
 
 def with_interval(returns: np.ndarray) -> str:

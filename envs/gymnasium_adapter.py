@@ -30,7 +30,7 @@ from envs.workers import abandon
 
 NumPyMasks = tuple[np.ndarray, np.ndarray]  # Masks before they are handed over
 CLASS_SEGMENT_STEPS = 100_000  # see GymnasiumAdapter
-TRIM_STEPS = 1000  # of actions that are kept though nothing needs them any more
+TRIM_STEPS = 1000  # of actions that are kept though nothing needs them
 
 logger = logging.getLogger(__name__)
 

@@ -159,9 +159,10 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
 def test_sac_is_compared_after_as_many_steps_as_it_had() -> None:
     ours = {"env_steps": 300, "returns": [9.0], "curve_env_steps": [100, 200, 300], "curve_returns": [[1.0, 2.0, 9.0]]}
     sac = {"env_steps": 290, "returns": [3.0, 3.0]}
-    assert suite.beside_sac(ours, sac) == "SAC's 3.00 (2 seeds) at 290, here 2.00 at 200, missed"
-    assert suite.beside_sac(ours, sac | {"env_steps": 50}) == "SAC's 3.00 (2 seeds) at 50, here 1.00 at 100, missed"
-    assert suite.beside_sac(ours, {"env_steps": 300, "returns": [3.0]}) == "SAC's 3.00 (1 seed), met"
+    assert suite.beside_sac(ours, sac) == "missed: 2.00 after 200 steps against SAC's 3.00 (2 seeds) after 290"
+    early = suite.beside_sac(ours, sac | {"env_steps": 50})
+    assert early == "missed: 1.00 after 100 steps against SAC's 3.00 (2 seeds) after 50"
+    assert suite.beside_sac(ours, {"env_steps": 300, "returns": [3.0]}) == "met: 9.00 against SAC's 3.00 (1 seed)"
     assert suite.beside_sac(ours, None) == "SAC's, not run"
 
 
@@ -219,7 +220,7 @@ def test_tables_and_figure_show_peers_beside_their_tasks(tmp_path: Path) -> None
     assert "worst 2.00 | SAC's, not run |" in suite.long_table(rows)
     rows.append(ant | {"algorithm": "sbx_sac", "library": "sbx 1", "returns": [4.0]})
     text = suite.details(rows)
-    assert "worst 2.00 | SAC's 4.00 (1 seed), missed |" in text
+    assert "worst 2.00 | missed: 2.00 against SAC's 4.00 (1 seed) |" in text
     assert "| Ant-v5 | sbx_sac (sbx 1) | 0 to 0 | 4.00 | 1 |" in text
     suite.draw(rows, tmp_path / "suite.png")
     assert (tmp_path / "suite.png").stat().st_size > 10_000

@@ -253,11 +253,11 @@ def test_old_keys_of_a_file_become_pairs_and_the_new_key_is_named_once(
 def test_a_setting_that_is_gone_is_told_unless_a_run_of_old_has_it(tmp_path: Path) -> None:
     """The config.yaml of every run of old has its default, and may be the start of another run."""
     file = write(tmp_path / "config.yaml", "env: {id: CartPole-v1}\nframe_stack: 4\n")
-    gone = "config.yaml: frame_stack is no setting any more: the replay finds stacked frames itself; leave it out$"
+    gone = "config.yaml: frame_stack was removed: the replay finds stacked frames itself; leave it out$"
     with pytest.raises(ConfigError, match=gone):
         load_config(file)
     assert load_config(file, of_run=True) == load_config(None, CARTPOLE)
-    with pytest.raises(ConfigError, match="command line: frame_stack is no setting any more"):
+    with pytest.raises(ConfigError, match="command line: frame_stack was removed"):
         load_config(file, ["frame_stack=4"], of_run=True)
     assert load_config(write(file, "env: {id: CartPole-v1}\nframe_stack: 1\n")) == load_config(None, CARTPOLE)
 

@@ -92,7 +92,7 @@ def test_a_filter_without_any_runs_says_so(tmp_path: Path) -> None:
         ("algoritm=reinforce", "unknown key 'algoritm'; did you mean 'algorithm'"),
         ("algorithm>=reinforce", "compares numbers, got 'reinforce'"),
         ("gamma=[", "cannot read the value"),
-        ("frame_stack=4", "frame_stack is no setting any more: the replay finds stacked frames itself"),
+        ("frame_stack=4", "frame_stack was removed: the replay finds stacked frames itself"),
         ("n_step_end=1", r"n_step_end is the second number of n_step now; write n_step=\[first, second\]"),
     ],
 )

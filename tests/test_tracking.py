@@ -16,6 +16,7 @@ import pytest
 from gymnasium import spaces
 from test_checkpoint import INFO
 from test_policy import OBS, make_policy
+from wandb_server import wandb_server
 
 from agent.config import Config
 from agent.config_loader import flat, load_config
@@ -486,6 +487,35 @@ def test_a_resumed_offline_run_goes_on_with_its_steps_and_wandb_sync_finds_all_o
     told = subprocess.run(cli, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
     shown = told.stdout + told.stderr
     assert all(file.name in shown for file in files) and "Would sync 2 run" in shown, shown
+
+
+@pytest.mark.slow
+def test_an_online_population_uploads_a_run_for_each_member(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    code = """
+from pathlib import Path
+from agent.config_loader import load_config
+from agent.training.tracking import Tracker
+with Tracker(Path(), load_config(None, ["env.id=CartPole-v1", "seed=3", "seeds=2", "wandb.mode=online"])) as tracker:
+    tracker.write(10, [{"critic/loss": 1.0}, {"critic/loss": 3.0}])
+    tracker.write(20, [{"eval/return_greedy": 5.0}, {"eval/return_greedy": 7.0}])
+    tracker.summarize([{"eval/final_return_greedy": 5.0}, {"eval/final_return_greedy": 7.0}])
+"""
+    with wandb_server() as (url, uploads):
+        monkeypatch.setenv("WANDB_BASE_URL", url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        done = run_python(code, run_dir, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    population = min(uploads.runs, key=len)
+    assert set(uploads.runs) == {population, f"{population}-0", f"{population}-1"}
+    assert {run["groupName"] for run in uploads.runs.values()} == {"my-run"}
+    configs = [json.loads(uploads.runs[f"{population}-{i}"]["config"]) for i in range(2)]
+    assert [config["seed"]["value"] for config in configs] == [3, 4]
+    history = {run_id: lines["wandb-history.jsonl"] for run_id, lines in uploads.lines.items()}
+    assert [line.get("critic/loss") for line in history[population]] == [2.0, None]
+    assert [line["eval/return_greedy"] for line in history[f"{population}-1"][1:]] == [7.0]
+    summary = uploads.lines[f"{population}-1"]["wandb-summary.json"][-1]
+    assert summary["eval/final_return_greedy"] == 7.0
 
 
 def read_records(path: Path) -> Iterator[Any]:

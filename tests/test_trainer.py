@@ -219,7 +219,7 @@ def test_run_folder_in_use_is_refused_and_left_alone(tmp_path: Path) -> None:
     ("override", "reason"),
     [
         ("env.id=Pendulum-v1", "Pendulum-v1 has action space"),
-        ("frame_stack=1", "command line: frame_stack is no setting any more: the replay finds"),
+        ("frame_stack=1", "command line: frame_stack was removed: the replay finds"),
     ],
 )
 def test_what_cannot_be_run_leaves_no_folder(tmp_path: Path, override: str, reason: str) -> None:

@@ -122,7 +122,7 @@ def pair_rows(comparison: Comparison) -> list[Row]:
 
 
 def seed_rows(comparison: Comparison) -> list[Row]:
-    """One row per seed of each entry; no steps to a threshold that there is not."""
+    """One row per seed of each entry; no steps to a missing threshold."""
     rows = []
     for entry in comparison.entries:
         curves = entry.curves()

@@ -81,7 +81,7 @@ class CheckpointWriter:
         self.remove_unfinished()  # of a process that was killed while writing
 
     def save(self, info: CheckpointInfo, tensors: dict[str, Tensor]) -> None:
-        """Begins to write; nothing may write to `tensors` any more. Waits for the one before."""
+        """Begins to write; nothing may write to `tensors` from here on. Waits for the one before."""
         self.wait()
         self.thread = threading.Thread(target=self.try_to_write, args=(info, tensors))
         self.thread.start()

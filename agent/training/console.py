@@ -168,8 +168,8 @@ class Console:
         returns = Table.grid(padding=(0, 2))
         for label, name in RETURNS.items():
             returns.add_row(label, self.spread(name))
-        if len(self.returns) > 1:
-            returns.add_row("", sparkline(self.returns))
+            if name == RETURNS["return"] and len(self.returns) > 1:
+                returns.add_row("", sparkline(self.returns))
         details = "  ".join([*self.learning(), f"{self.mean(SPEED)} steps/s"])
         under_way = [self.evaluation] if self.evaluation else []
         content = Group(self.progress, returns, details, *under_way)

@@ -142,7 +142,7 @@ class TrainingLoop:
             self.keep_whole_observations_()
 
     def keep_whole_observations_(self) -> None:
-        """The replay gets other tensors, so what was compiled or captured is of no use any more."""
+        """The replay gets other tensors, so what was compiled or captured no longer fits."""
         self.learner.unstack_()
         if self.compiles:
             torch.compiler.reset()  # frees the tensors that its programs hold
