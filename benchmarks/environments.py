@@ -201,7 +201,7 @@ def resumed(config: Config, unbroken: Path) -> str:
     """Stops a run in its middle and resumes it: whether it ends with the weights of the unbroken one."""
     with contextlib.suppress(Stopped):
         train(config, callbacks=[CtrlC()])
-    run = train(config, resume=True)
+    run = train(config, resume=True).folder
     ours, theirs = ((folder / "policy" / "final" / "weights.safetensors").read_bytes() for folder in (run, unbroken))
     return "same" if ours == theirs else "differs"
 

@@ -23,15 +23,28 @@ KINDS: dict[str, list[str]] = {
     "bins": ["env.id=MountainCarContinuous-v0", "env.action_bins=3"],
     "factors": ["env.id=Tensor/KCartPole-v0", "env.kwargs={num_poles: 2}"],
     "gru": ["env.id=CartPole-v1", "network.memory=gru"],
+    "own network": ["env.id=CartPole-v1", "network.name=test_policy_module:Waves"],
     "mingru on a grid": ["env.id=Tensor/Harvest-v0", "network.memory=mingru"],
 }
+
+
+class Waves(torch.nn.Module):
+    """A network of a user's own."""
+
+    def __init__(self, obs_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.first, self.out_features = torch.nn.Linear(obs_shape[0], 8), 8
+
+    def forward(self, obs: Tensor) -> Tensor:
+        return self.first(obs).sin()
 
 
 @pytest.fixture(params=KINDS.values(), ids=KINDS, scope="module")
 def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Policy:
     run = tmp_path_factory.mktemp("policy") / "run"
+    of_mlp = [] if any("network.name" in setting for setting in request.param) else ["hidden_sizes=[8]"]
     small = [
-        "hidden_sizes=[8]",
+        *of_mlp,
         "network.memory_size=6",
         "total_env_steps=80",
         "updates_per_step=0.05",
@@ -39,7 +52,7 @@ def policy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "compile=false",
     ]
     small += ["evaluation.episodes=1", "evaluation.final_episodes=1", "evaluation.max_episode_steps=20"]
-    policy = Policy.load(train(load_config(None, [*request.param, *small, f"run_dir={run}"])))
+    policy = train(load_config(None, [*request.param, *small, f"run_dir={run}"])).policy()
     generator = Generator().manual_seed(1)
     for tensor in policy.actor.tensors().values():  # else nearly uniform: every mistake would pass
         tensor.copy_(torch.randn(tensor.shape, generator=generator) / 2)
