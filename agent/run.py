@@ -94,7 +94,8 @@ class Run(os.PathLike[str]):
 
     def __repr__(self) -> str:
         config = self.config
-        about = [config.env.id, config.algorithm, f"{len(config.members())} members"]
+        count = len(config.members())
+        about = [config.env.id, config.algorithm, f"{count} member{'s' * (count > 1)}"]
         try:
             result = self.result
             returns = [member["greedy"]["mean"] for member in result["members"]]
