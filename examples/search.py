@@ -4,7 +4,9 @@
     python examples/search.py --config acrobot --trials 50
 
 Every process that runs this command works on the same study, in search.db: start it twice and two trials run at once.
-Killed, the same command continues the study. A trial whose returns lag behind the others' is pruned at an evaluation.
+Killed, the same command continues the study. Machines share a study by `--storage journal`, a file on a shared disk, or
+by `--storage postgresql+psycopg2://…`, a database. A trial whose returns are below the median of the others' is pruned
+at an evaluation.
 `configs/sweeps/cartpole.yaml` is the same search as a W&B sweep.
 """
 
@@ -14,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from agent import Callback, load_config, train
@@ -66,7 +70,7 @@ def search(options: argparse.Namespace) -> optuna.Study:
     options.runs.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
         study_name=options.config,
-        storage=f"sqlite:///{options.runs / 'search.db'}",
+        storage=storage_of(options),
         direction="maximize",
         load_if_exists=True,
         sampler=optuna.samplers.TPESampler(n_startup_trials=10),
@@ -77,6 +81,13 @@ def search(options: argparse.Namespace) -> optuna.Study:
     if len(study.get_trials(deepcopy=False, states=finished)) < options.trials:
         study.optimize(lambda trial: objective(trial, options), callbacks=[done])
     return study
+
+
+def storage_of(options: argparse.Namespace) -> str | JournalStorage:
+    """Where the study is: SQLite for the processes of one machine, a journal for a shared disk, or a database's URL."""
+    if options.storage == "journal":
+        return JournalStorage(JournalFileBackend(str(options.runs / "search.journal")))
+    return options.storage or f"sqlite:///{options.runs / 'search.db'}"
 
 
 def report(study: optuna.Study) -> None:
@@ -97,6 +108,9 @@ def main() -> None:
     parser.add_argument("--config", default="cartpole", help="a config file or the name of one (default: cartpole)")
     parser.add_argument("--trials", type=int, default=30, help="of the whole study (default: 30)")
     parser.add_argument("--runs", type=Path, default=Path("runs/search"), help="folder of the study and its runs")
+    parser.add_argument(
+        "--storage", metavar="WHERE", help="journal, or the URL of a database (default: search.db in the folder)"
+    )
     parser.add_argument("--warm-up", type=int, default=2_000, metavar="STEPS", help="no trial is pruned before")
     parser.add_argument(
         "settings", nargs="*", default=["seeds=2"], metavar="key=value", help="of every trial (default: seeds=2)"

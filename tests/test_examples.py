@@ -1,11 +1,17 @@
 """Searching settings: the example with Optuna, and the sweeps of W&B."""
 
+import contextlib
 import functools
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -22,31 +28,67 @@ def command(folder: Path, trials: int) -> list[str]:
     return [sys.executable, SEARCH, "--trials", str(trials), "--runs", str(folder), "--warm-up", "40", *QUICK]
 
 
+@contextlib.contextmanager
+def postgresql() -> Iterator[str]:
+    """The URL of an empty database, whose server runs as a user of its own and stops at the end."""
+    pytest.importorskip("psycopg2", reason="needs the driver psycopg2")
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not found or shutil.which("runuser") is None or os.geteuid() != 0:
+        pytest.skip("needs PostgreSQL, and root to start it as the user postgres")
+    programs = found[-1].parent
+    with tempfile.TemporaryDirectory() as folder, socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+        free.close()
+        shutil.chown(folder, "postgres")
+
+        def run(*command: str) -> None:
+            subprocess.run(["runuser", "-u", "postgres", "--", *command], cwd="/", check=True, capture_output=True)
+
+        data = f"{folder}/data"
+        run(str(programs / "initdb"), "--auth=trust", "--pgdata", data)
+        control = [str(programs / "pg_ctl"), "--pgdata", data, "--wait", "--silent"]
+        run(*control, "--log", f"{folder}/log", "-o", f"-p {port} -h 127.0.0.1 -k {folder}", "start")
+        try:
+            yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
+        finally:
+            run(*control, "--mode=immediate", "stop")
+
+
 @pytest.mark.product
-def test_a_search_resumes_after_a_kill_and_is_shared_by_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["sqlite", "journal", "postgresql"])
+def test_a_search_resumes_after_a_kill_and_is_shared_by_processes(kind: str, tmp_path: Path) -> None:
     optuna = pytest.importorskip("optuna", reason="needs the extra [search]")
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(command(tmp_path, 20), env=environment, stderr=subprocess.PIPE, text=True)
-    assert killed.stderr is not None
-    for line in killed.stderr:
-        if "Trial 1 " in line:
-            break
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    killed.stderr.close()
-    both = [
-        subprocess.Popen(
-            command(tmp_path, 8), env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in "12"
-    ]
-    told = [process.communicate(timeout=240) for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
-    assert all("trials ran to their end" in out for out, _ in told)
-    study = optuna.load_study(study_name="cartpole", storage=f"sqlite:///{tmp_path / 'search.db'}")
-    states = [trial.state.name for trial in study.trials]
+    with contextlib.ExitStack() as stack:
+        place: Any = f"sqlite:///{tmp_path / 'search.db'}"
+        told = []
+        if kind == "journal":
+            told = ["--storage", "journal"]
+        if kind == "postgresql":
+            place = stack.enter_context(postgresql())
+            told = ["--storage", place]
+        killed = subprocess.Popen([*command(tmp_path, 20), *told], env=environment, stderr=subprocess.PIPE, text=True)
+        assert killed.stderr is not None
+        for line in killed.stderr:
+            if "Trial 1 " in line:
+                break
+        killed.send_signal(signal.SIGKILL)
+        killed.wait()
+        killed.stderr.close()
+        pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        both = [subprocess.Popen([*command(tmp_path, 8), *told], env=environment, **pipes) for _ in "12"]
+        said = [process.communicate(timeout=240) for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+        assert all("trials ran to their end" in out for out, _ in said)
+        if kind == "journal":
+            backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "search.journal"))
+            place = optuna.storages.JournalStorage(backend)
+        trials = optuna.load_study(study_name="cartpole", storage=place).trials
+    states = [trial.state.name for trial in trials]
     assert 8 <= states.count("COMPLETE") + states.count("PRUNED") <= 9  # both may finish one at once
-    assert all(trial.intermediate_values for trial in study.trials if trial.state.name == "PRUNED")
+    assert states.count("RUNNING") <= 1  # the one that was killed
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    assert all(trial.intermediate_values for trial in trials if trial.state.name == "PRUNED")
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "configs" / "sweeps").glob("*.yaml")), ids=lambda file: file.stem)

@@ -3,8 +3,6 @@
 import sys
 from importlib import import_module
 
-from agent.config_fields import nearest
-
 COMMANDS = {
     "train": "trains agents on a Gymnasium environment",
     "evaluate": "evaluates saved policies, films them, measures their gradients",
@@ -37,6 +35,8 @@ def main() -> int:
         print(f"gumbel-actor-critic {project_version()}")
         return 0
     if name not in COMMANDS:
+        from agent.config_fields import nearest  # likewise
+
         print(
             f"gumbel: error: no command '{name}'{nearest(name, list(COMMANDS)) or '; see gumbel --help'}",
             file=sys.stderr,
