@@ -101,8 +101,8 @@ class EnvSettings(Section):
     )
     on_error: Literal["stop", "restart"] = Field(
         "stop",
-        description="where an environment raises, or gives a wrong shape or a number that is not finite: stop the run "
-        "with an error that names it, or put a new one in its place and truncate the episode",
+        description="if an environment raises, or returns a wrong shape, a wrong mask, NaN or infinity; stop: end the "
+        "run with an error that names it; restart: replace the environment and truncate the episode",
     )
     timeout_seconds: float | None = Field(
         300.0,
@@ -111,7 +111,7 @@ class EnvSettings(Section):
         json_schema_extra=NOT_LEARNING,
     )
     reward_weights: list[float] | None = Field(
-        None, min_length=1, description="of an environment with several rewards, whose weighted sum is the reward"
+        None, min_length=1, description="weights of an environment's several rewards; the reward is their sum"
     )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,
@@ -263,7 +263,7 @@ class NetworkConfig(Section):
         description="what the policy remembers of the observations before; gru: a gated recurrent unit; mingru: one "
         "whose gates see the observation alone, computed for all steps of a sequence at once",
     )
-    memory_size: int = Field(128, ge=1, description="numbers of the memory's state")
+    memory_size: int = Field(128, ge=1, description="size of the memory's state")
 
     @property
     def state_size(self) -> int:
@@ -297,7 +297,7 @@ class CriticConfig(Section):
         description="per_action: one value per choice, Q their mean over factors; multilinear: that and an interaction "
         "of each pair of factors, none where there is one factor; joint: an MLP on [obs, action]",
     )
-    rank: int = Field(16, ge=1, description="multilinear: numbers that describe a choice to the other factors")
+    rank: int = Field(16, ge=1, description="multilinear: size of the vector that describes a choice to other factors")
     reduce: Literal["auto", "min", "mean"] = Field(
         "auto", description="how the twin critics become one value; auto: min for joint, else mean"
     )
@@ -342,7 +342,12 @@ class CheckpointConfig(Section):
         ge=1,
         description="steps of a member between checkpoints; null: none are written",
     )
-    keep: int = Field(1, ge=1, description="newest checkpoints that stay, besides that of the highest return")
+    keep: int = Field(
+        1,
+        ge=1,
+        description="newest checkpoints that are kept; also kept are the one with the highest return and the last one "
+        "before a member failed",
+    )
     replay_gib: float = Field(
         4.0,
         ge=0,
@@ -380,7 +385,7 @@ class Config(Section):
         0,
         ge=0,
         le=MAX_SEED,
-        description="seed of the first member; decides every random draw of the run",
+        description="seed of the first member; a member's random draws all follow from its own seed",
         json_schema_extra=NOT_LEARNING,
     )
     seeds: int = Field(
@@ -392,7 +397,8 @@ class Config(Section):
     )
     sweep: dict[str, list[Value]] = Field(
         {},
-        description="per-member setting: values, a pair where the setting may be one; multiplies with seeds",
+        description="values of per-member settings, as {tau.start: [2.0, 1.0]}; every combination is trained with "
+        "every seed; a value may be a pair where the setting takes one",
         json_schema_extra=NOT_LEARNING,
     )
     total_env_steps: int = Field(
@@ -411,8 +417,8 @@ class Config(Section):
     )
     compile: bool | None = Field(
         None,
-        description="turn the two programs of an iteration into C++ first; null: on a CPU with a C++ compiler, where "
-        "the run is long enough; REINFORCE's varies in size and never is",
+        description="compile the training step to C++ before it runs, on a CPU; null: if there is a C++ compiler and "
+        "the run is long enough to gain time; has no effect on REINFORCE, whose batches vary in size",
         json_schema_extra=NOT_LEARNING,
     )
     compile_guards: bool = Field(
@@ -445,7 +451,7 @@ class Config(Section):
         0.1,
         ge=0,
         le=1,
-        description="learning rate at the end of the run, as a fraction; moves linearly",
+        description="learning rate at the end of the run, as a fraction of that at the start; changes linearly",
     )
     n_step: Annotated[int | list[int], Pair(int, "at the start of the run, at its end", ge=1)] = Field(
         3,
@@ -456,7 +462,7 @@ class Config(Section):
     batch_size: int = Field(
         default_factory=batch_of_the_network,
         ge=1,
-        description="transitions of an update, per member; left out: 128, with network.memory 512",
+        description="transitions of an update, per member; left out: 128, or 512 with network.memory",
         json_schema_extra=ACTOR_CRITIC,
     )
     sequence_length: int = Field(
@@ -473,8 +479,8 @@ class Config(Section):
     updates_per_step: float = Field(
         default_factory=updates_of_the_budget,
         gt=0,
-        description="gradient updates per environment step of a member; left out: 1, in runs of more than 50,000 steps "
-        "sqrt(50,000 / total_env_steps)",
+        description="gradient updates per environment step of a member; left out: 1, or sqrt(50,000 / "
+        "total_env_steps) in runs of more than 50,000 steps",
         json_schema_extra=ACTOR_CRITIC,
     )
     learning_starts: int = Field(
@@ -498,7 +504,8 @@ class Config(Section):
         0.01,
         gt=0,
         le=1,
-        description="fraction the evaluated policy moves to the trained one per update; 1: the same",
+        description="fraction by which the evaluated policy moves towards the trained one per update; 1: they are "
+        "the same",
         json_schema_extra=ACTOR_CRITIC,
     )
     noise_persistence: Annotated[
@@ -506,8 +513,8 @@ class Config(Section):
     ] = Field(
         default_factory=persistence_of_the_environments,
         description="probability rho of keeping the Gumbel noise for one more step of an episode; or [of a member's "
-        "first environment, of its last]: between them 1 / (1 - rho) grows geometrically; left out: [0.5, 0.95], with "
-        "env.num_envs=1 0.7",
+        "first environment, of its last]: between them 1 / (1 - rho) grows geometrically; left out: [0.5, 0.95], or "
+        "0.7 with env.num_envs=1",
         json_schema_extra=PER_MEMBER | ACTOR_CRITIC,
     )
     estimator: EstimatorConfig = Field(EstimatorConfig(), json_schema_extra=ACTOR_CRITIC)

@@ -55,7 +55,7 @@ def suggest(trial: optuna.Trial) -> list[str]:
 
 def objective(trial: optuna.Trial, options: argparse.Namespace) -> float:
     """The mean greedy return at the end, over seeds."""
-    run_dir = options.runs / f"trial_{trial.number:04}"
+    run_dir = options.runs / Path(options.config).stem / f"trial_{trial.number:04}"
     own = ["wandb.mode=disabled", f"run_dir={run_dir}", "checkpoint.every_env_steps=null"]
     pruner = Pruner(trial)
     config = load_config(options.config, [*options.settings, *own, *suggest(trial)])

@@ -21,7 +21,12 @@ def add_policy_arguments(parser: argparse.ArgumentParser, members: str) -> None:
     """`members`: what --member may be, in words."""
     parser.add_argument("run", metavar="RUN", help="a run folder, or a policy folder")
     parser.add_argument("--member", default="best", type=member, help=members)
-    parser.add_argument("--weights", default="final", choices=["final", "best"], help="of which time (default: final)")
+    parser.add_argument(
+        "--weights",
+        default="final",
+        choices=["final", "best"],
+        help="those at the end of training, or those of each member's best evaluation (default: final)",
+    )
     parser.add_argument(
         "--network", metavar="module:Class", help="the network of your own that the policy names, to allow its import"
     )

@@ -57,8 +57,8 @@ what counts
 what happens
   What is trained already is not trained again, so after Ctrl-C the same command trains the runs still missing.
   Everything lands in comparisons/<name>/, over what an earlier comparison of that name left: report.html (one page,
-  to pass on as it is), its figures as PNG, results.csv, results.json (every seed). The tables go to W&B too where
-  wandb.mode of the first entry wants it; where that is auto, WANDB_MODE=disabled keeps them here.
+  to pass on as it is), its figures as PNG and SVG, results.csv, results.json (every seed). Tables and
+  figures also go to W&B, as wandb.mode of the first entry says; if that is auto, WANDB_MODE=disabled keeps them here.
 """
 
 

@@ -41,7 +41,8 @@ EXAMPLES = """examples:
 def parse(arguments: list[str]) -> argparse.Namespace:
     parser = make_parser(
         "evaluate",
-        "Evaluates saved policies on fresh environments. A policy folder is data: nothing in it is run.",
+        "Evaluates saved policies in new environments. Loading a policy runs no code; modules that it names are "
+        "imported only with --network, --env or --trust.",
         EXAMPLES,
     )
     add_policy_arguments(parser, "number, best (default) or all")

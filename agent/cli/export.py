@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         EXAMPLES,
     )
     add_policy_arguments(parser, "number, or best (default)")
-    parser.add_argument("file", type=Path, metavar="FILE", help="to write, as policy.onnx")
+    parser.add_argument("file", type=Path, metavar="FILE", help="ONNX file to write, for example policy.onnx")
     parser.add_argument("--sampled", action="store_true", help="draw actions from the policy")
     return parser.parse_args(arguments)
 

@@ -18,7 +18,7 @@ USAGE = "\n".join(
         "",
         *(f"  {name:10}{text}" for name, text in COMMANDS.items()),
         "",
-        "gumbel COMMAND --help says more of each; gumbel --version names the version. A first run:",
+        "gumbel COMMAND --help describes a command; gumbel --version prints the version. A first run:",
         "  gumbel train cartpole",
     ]
 )
