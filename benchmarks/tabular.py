@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from typing import Any
 
@@ -66,6 +67,7 @@ def toy_text_model(env_id: str, max_episode_steps: int) -> Model:
     return Model(np.arange(num_states), masks, start, transition, reward, max_episode_steps)
 
 
+@cache  # takes seconds
 def blackjack_model() -> Model:
     """Blackjack-v1 with its default sab=True: the rules of Sutton and Barto 2018, example 5.1.
 

@@ -142,7 +142,7 @@ def test_suite_writes_its_table_into_the_readme(tmp_path: Path) -> None:
     for file in (readme, page):
         file.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
     short = ["total_env_steps=416", "learning_starts=100", "hidden_sizes=[8]", "evaluation.episodes=1"]
-    short.append("reinforce.rollout_steps=100")
+    short += ["reinforce.rollout_steps=100", "evaluation.final_episodes=10"]
     tasks = ["--tasks", "blackjack", "chain_bandit_1e8", "--seeds", "2"]
     command = [str(ROOT / "benchmarks" / "suite.py"), *tasks, "--set", *short, "--root", str(tmp_path)]
     subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, timeout=300)
