@@ -19,7 +19,7 @@ EXAMPLES = """examples:
 
 def run() -> None:
     """Prints a table: what each policy was trained on, its return over 100 greedy episodes, and what it needs."""
-    table = new_table("policy", "environment", "return", "env steps", "seed", "needs")
+    table = new_table("policy", "environment", "return", "env steps", "needs")
     for entry in zoo_entries():
         result = entry.result
         extra = f"\\[{result['needs']}]" if result["needs"] else ""
@@ -28,7 +28,6 @@ def run() -> None:
             result["env_id"].rpartition(":")[2],
             number(result["greedy"]["mean"]),
             f"{result['env_steps']:,}",
-            str(result["seed"]),
             extra,
         )
     console = Console()
