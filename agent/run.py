@@ -19,7 +19,7 @@ class Run(os.PathLike[str]):
 
         run = train(config)                   # or Run("runs/x"), of an earlier one
         run.policy("best").act(obs)
-        run.metrics()                         # every metric on the way, a row per member and log line
+        run.metrics()                         # every metric on the way, a row per member and time
         run.result["members"][0]["greedy"]["mean"]
 
     Functions that take a run folder take a Run.
@@ -72,7 +72,10 @@ class Run(os.PathLike[str]):
     def _rows(self) -> list[dict[str, Any]]:
         members = self.config.members()
         rows: dict[tuple[int, int], dict[str, Any]] = {}
-        with (self.folder / "metrics.jsonl").open(encoding="utf-8") as lines:
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; it holds the metrics of the run")
+        with path.open(encoding="utf-8") as lines:
             for line in lines:
                 try:
                     found = json.loads(line)

@@ -113,6 +113,9 @@ def test_a_line_that_a_crash_cut_short_is_left_out(run: Run, tmp_path: Path) -> 
     (tmp_path / "metrics.jsonl").write_text('{"env_steps": 1, "member": 0}\n{"env_st')
     assert len(Run(tmp_path).metrics()) == 1
     assert "not finished" in repr(Run(tmp_path))
+    (tmp_path / "metrics.jsonl").unlink()
+    with pytest.raises(UserError, match="metrics.jsonl: no such file"):
+        Run(tmp_path).metrics()
     with pytest.raises(UserError, match="did not finish"):
         _ = Run(tmp_path).result
 
