@@ -413,7 +413,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in axes.lines])
         low, high = np.percentile(np.concatenate(ours), 5), heights.max()  # without a first bad evaluation
         room = 0.1 * (high - low)
-        axes.set_ylim(max(heights.min(), low - 2 * room) - room, high + room)  # what is far below ours is cut off
+        axes.set_ylim(max(heights.min(), low - 13 * room) - room, high + room)  # far below ours is cut off
         axes.xaxis.set_major_formatter(lambda steps, _: figures.short(steps))
         axes.spines[["top", "right"]].set_visible(False)
     figure.supxlabel("environment steps of a member (dotted: the goal)", fontsize=9, color=figures.INK)
