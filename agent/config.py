@@ -111,7 +111,7 @@ class EnvSettings(Section):
         json_schema_extra=NOT_LEARNING,
     )
     reward_weights: list[float] | None = Field(
-        None, min_length=1, description="weights of an environment's several rewards; the reward is their sum"
+        None, min_length=1, description="weights of an environment's several rewards; the reward is the weighted sum"
     )
     action_mask_key: str | None = Field(
         ACTION_MASK_KEY,

@@ -299,6 +299,6 @@ def test_the_sparkline_goes_from_the_lowest_to_the_highest() -> None:
 def test_the_panel_shows_how_the_return_has_moved() -> None:
     screen = Screen(columns=80, terminal=True)
     with make_console(screen) as console:
-        for step, value in enumerate((1.0, 5.0, 9.0)):
+        for step, value in enumerate((1.0, float("nan"), 5.0, float("inf"), 9.0)):
             console.update(step, [row(train=value, speed=1.0)])
     assert "▁▅█" in screen.getvalue()

@@ -224,3 +224,21 @@ def test_factories_of_one_name_do_not_meet(tmp_path: Path) -> None:
             assert gymnasium.make(inner).observation_space.shape == (4,)
         assert gymnasium.make(outer).observation_space.shape == (3,)
     assert outer not in gymnasium.registry
+
+
+@pytest.mark.slow
+def test_a_run_uploads_its_policies_and_a_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of environments, too, that no file can name."""
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "of wandb"))
+    wandb = {"mode": "offline", "log_policy": True, "log_video": True}
+    run = train(config(tmp_path / "run", seeds=2, wandb=wandb), env=Corridor, progress=False)
+    pytest.importorskip("wandb").teardown()
+    (video,) = (run.folder / "videos").glob("*.mp4")
+    (media,) = run.folder.glob("wandb/offline-run-*/files/media/videos/*.mp4")
+    assert media.read_bytes() == video.read_bytes()
+    population = min(run.folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda file: len(file.name))
+    assert b"policy-" in population.read_bytes() and b"policy.json" in population.read_bytes()
+    assert capfd.readouterr().out == ""

@@ -32,7 +32,10 @@ def run() -> None:
         )
     console = Console()
     console.print(table)
-    console.print("return: mean of 100 greedy episodes. needs: the extra of this library, and \\[video] for videos.")
+    console.print(
+        "return: mean of 100 greedy episodes. Each policy is the best of its run's seeds; a typical seed may do less. "
+        "needs: the extra of this library, and \\[video] for videos."
+    )
     console.print("next")
     console.print(f"  {command('evaluate', f'{ZOO}/cartpole')}", soft_wrap=True, highlight=False)
 

@@ -101,7 +101,8 @@ class Console:
             if not row:
                 for values in self.newest.values():
                     values.pop(member, None)
-        if new := [float(row[RETURNS["return"]]) for row in rows if RETURNS["return"] in row]:
+        new = [float(row[RETURNS["return"]]) for row in rows if RETURNS["return"] in row]
+        if new := [value for value in new if math.isfinite(value)]:
             self.returns.append(sum(new) / len(new))
         is_log_line = any(SPEED in row for row in rows)  # an evaluation between two of them has no line of its own
         if is_log_line and (self.pace or any(row.get(UPDATES) for row in rows)):
