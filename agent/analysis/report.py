@@ -21,7 +21,7 @@ from agent.analysis.comparison import HELD, Comparison, Summary, steps_by_seed
 from agent.analysis.entries import differences, what_is_learned
 from agent.analysis.figures import FAINT, FIRST, GRID, INK, PAPER
 from agent.analysis.gallery import FigureFile, write_figures
-from agent.analysis.run_folder import Entry, Run
+from agent.analysis.run_folder import Entry, FinishedRun
 from agent.analysis.statistics import area_under_curve
 from agent.analysis.tables import notes
 from agent.commands import as_called
@@ -183,11 +183,11 @@ def is_lower(comparison: Comparison, summary: Summary) -> bool:
     return against_best is not None and bool(against_best.final_differs)
 
 
-def runs_of(comparison: Comparison) -> list[Run]:
+def runs_of(comparison: Comparison) -> list[FinishedRun]:
     return list({run.folder: run for entry in comparison.entries for run in entry.runs}.values())
 
 
-def repeat(run: Run) -> str:
+def repeat(run: FinishedRun) -> str:
     """The command that trains the same again, into a new folder."""
     return as_called(f"gumbel train {shlex.quote(run.folder)}/config.yaml run_dir=null")
 

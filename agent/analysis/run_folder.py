@@ -45,7 +45,7 @@ class Result(BaseModel):
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """A finished run folder."""
 
     folder: str
@@ -58,7 +58,7 @@ class Run:
 class Replication:
     """One member of a run: one seed."""
 
-    run: Run
+    run: FinishedRun
     member: int
     seed: int
     final_return: float  # mean greedy return of the evaluation at the end
@@ -87,7 +87,7 @@ class Entry:
         return float(threshold) if isinstance(threshold, int | float) else None
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         return list({r.run.folder: r.run for r in self.replications}.values())
 
     @property
@@ -121,7 +121,7 @@ def load_run(folder: Path, name: str | None = None) -> list[Entry]:
     result, values = read_result(folder), read_yaml(folder / "config.yaml")
     config = read_config(folder)
     metrics = read_metrics(folder / "metrics.jsonl", is_compared)
-    run = Run(str(folder), result.env_steps, result.wall_seconds, result.versions)
+    run = FinishedRun(str(folder), result.env_steps, result.wall_seconds, result.versions)
     groups: dict[str, list[Replication]] = defaultdict(list)  # by settings, as JSON
     for m in result.members:
         own = Replication(run, m.member, m.seed, m.greedy.mean, m.greedy.cut, metrics.get(m.member, {}))
