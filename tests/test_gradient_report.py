@@ -52,6 +52,11 @@ def test_table_is_printed_without_json(run: Path, capsys: pytest.CaptureFixture[
     assert "cosine" in out and "1,024" in out and "figures/gradients.png" in out.replace("\n", "")
 
 
+def test_a_policy_without_its_run_has_no_critics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate.main(["zoo/cartpole", "--gradients"]) == 2
+    assert "zoo/cartpole: --gradients needs the folder of a run" in capsys.readouterr().err
+
+
 def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> None:
     config = load_config(run / "config.yaml")
     everyone = Policy.load(run, member="all")

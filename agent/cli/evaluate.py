@@ -133,6 +133,10 @@ def report_gradients(options: argparse.Namespace) -> None:
     """A table, or JSON, of every estimator at every temperature, and figures/gradients.png in the run folder."""
     run = Path(options.run)
     policy = load_policy(options)
+    if not (run / "config.yaml").is_file():
+        raise UserError(
+            f"{run}: --gradients needs the folder of a run, which has the critics too; this is a policy alone"
+        )
     config = load_config(run / "config.yaml", of_run=True)
     torch.set_num_threads(config.num_threads)
     critics, encoder = load_critics(run, config, policy)
