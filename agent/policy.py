@@ -487,7 +487,11 @@ def find_policy(path: Path, weights: str) -> Path:
         if folder is not None and (folder / "policy.json").is_file():
             return folder
     if not path.exists():
-        hint = nearest(str(path), [f"{ZOO}/{entry.name}" for entry in zoo_entries()]) if path.parts[0] == ZOO else ""
+        hint = ""
+        if path.parts[0] == ZOO:
+            hint = (
+                nearest(str(path), [f"{ZOO}/{entry.name}" for entry in zoo_entries()]) or "; gumbel zoo lists the zoo"
+            )
         raise PolicyError(f"{path}: no such folder{hint}")
     raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which training writes")
 

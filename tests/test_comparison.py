@@ -1,10 +1,12 @@
 """Comparisons of runs whose numbers are known."""
 
+import io
 import json
 from pathlib import Path
 
 import pytest
 from fake_runs import compare_runs, fake_run
+from rich.console import Console
 
 from agent import compare, config_loader
 from agent.analysis.entries import arrange, load_runs
@@ -236,3 +238,13 @@ def test_versions_of_a_run_are_read(tmp_path: Path) -> None:
     result = json.loads((run / "result.json").read_text())
     (run / "result.json").write_text(json.dumps(result | {"versions": {"torch": "2.0"}}))
     assert compare_runs([run]).entries[0].runs[0].versions == {"torch": "2.0"}
+
+
+def test_labels_do_not_break_within_a_word(tmp_path: Path) -> None:
+    sweep = [{"tau.start": tau} for tau in (2.0, 0.25)]
+    run = fake_run(tmp_path / "r", "gumbel_actor_critic", [[-1234.5] * 3, [1234.5] * 3], sweep=sweep)
+    output = Console(width=80, file=io.StringIO(), record=True)
+    comparison = compare_runs([run])
+    for table in (summary_table(comparison), pairs_table(comparison)):
+        output.print(table)
+    assert output.export_text().count("tau.start=0.25 ") >= 2

@@ -39,6 +39,8 @@ def test_the_zoo_is_found_from_any_folder(
     assert Policy.load("zoo/cartpole").info.env.id == "CartPole-v1"
     with pytest.raises(PolicyError, match=r"zoo/cartpol: .* did you mean 'zoo/cartpole'\?"):
         Policy.load("zoo/cartpol")
+    with pytest.raises(PolicyError, match="zoo/x: no such folder; gumbel zoo lists the zoo"):
+        Policy.load("zoo/x")
     assert zoo_command.main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"zoo/{entry.name}" in shown for entry in ENTRIES)

@@ -50,6 +50,7 @@ def summary_table(comparison: Comparison) -> Table:
     """One row per entry: returns at the end and during training, steps to the threshold, cost."""
     table = new_table("", "seeds", "at the end", "worst", "in training", "to threshold", "time")
     table.title = f"{comparison.env_id}: greedy return, IQM over seeds [95 % interval]"
+    table.columns[0].min_width = longest_word(comparison)
     for summary in comparison.summaries:
         table.add_row(
             summary.label,
@@ -62,6 +63,11 @@ def summary_table(comparison: Comparison) -> Table:
         )
     table.caption = "\n".join(notes(comparison))
     return table
+
+
+def longest_word(comparison: Comparison) -> int:
+    """Columns that labels need not to break within a word, as far as a terminal has them."""
+    return min(30, max(len(word) for summary in comparison.summaries for word in summary.label.split()))
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -99,6 +105,7 @@ def pairs_table(comparison: Comparison) -> Table:
     """One row per pair; a difference is marked only where its interval excludes zero."""
     table = new_table("", "P(better than)", "at the end", "in training")
     table.title = "Probability of improvement, and difference of IQMs"
+    table.columns[0].min_width = longest_word(comparison)
     listed: set[tuple[str, str]] = set()
     for pair in comparison.pairs:
         if (pair.worse, pair.better) in listed:  # the same pair the other way round
