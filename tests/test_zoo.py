@@ -44,7 +44,9 @@ def test_the_zoo_is_found_from_any_folder(
     assert zoo_command.main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"zoo/{entry.name}" in shown for entry in ENTRIES)
-    assert max(map(len, shown.splitlines())) <= 80
+    table, _, command = shown.partition("next\n")
+    assert max(map(len, table.splitlines())) <= 80  # the command is as long as the path of what the user called
+    assert command.strip().endswith("zoo/cartpole")
 
 
 def test_a_run_is_put_into_the_zoo(tmp_path: Path) -> None:
