@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from agent.training.callbacks import Callback
     from agent.training.trainer import train
 
+if "WORLD_SIZE" in os.environ:  # in a rank PyTorch would show its frames in C++ for another that has ended
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 ENVS = Path(__file__).parents[1] / "envs" / "__init__.py"
 if (found := find_spec("envs")) is None or found.origin is None or not os.path.samefile(found.origin, ENVS):
     raise ImportError(

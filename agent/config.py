@@ -1,12 +1,22 @@
 """Every setting of a run: typed, validated, documented."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 
 from agent import yaml12
@@ -538,6 +548,8 @@ class Config(Section):
     checkpoint: CheckpointConfig = Field(CheckpointConfig(), json_schema_extra=NOT_LEARNING)
     wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
 
+    _only: range | None = PrivateAttr(None)  # members
+
     def __init__(self, **values: Any) -> None:
         """Sections may be dicts: Config(env={"id": "CartPole-v1"}).  InvalidConfig with every fault at once."""
         try:
@@ -657,10 +669,25 @@ class Config(Section):
         return f"Config({', '.join(f'{key}={value!r}' for key, value in given.items())})"
 
     def members(self) -> "list[Member]":
-        """One member per seed and combination of swept values, seeds fastest."""
+        """One member per seed and combination of swept values, seeds fastest; where only some are trained here, those.
+
+        `with_members` says which.
+        """
         combinations = itertools.product(*self.sweep.values())
         settings = [dict(zip(self.sweep, values, strict=True)) for values in combinations]
-        return [Member(self.seed + i, chosen) for chosen in settings for i in range(self.seeds)]
+        members = [Member(self.seed + i, chosen) for chosen in settings for i in range(self.seeds)]
+        return members if self._only is None else members[self._only.start : self._only.stop]
+
+    def with_members(self, only: range) -> "Config":
+        """The same config, of which `members` are only these: what one process of several trains."""
+        part = self.model_copy()
+        part._only = only
+        return part
+
+    @property
+    def population_size(self) -> int:
+        """All members, wherever they are trained."""
+        return self.seeds * math.prod(map(len, self.sweep.values()))
 
     @property
     def last_env_step(self) -> int:

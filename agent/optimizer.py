@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agent.state import State
+from agent.state import State, members_first
 
 
 class PopulationAdam:
@@ -39,11 +39,11 @@ class PopulationAdam:
             torch.div(m, scratch, out=scratch)
             p.sub_(scratch.mul_(rate * scale))
 
-    def state(self) -> State:
-        """All that changes, but the parameters."""
-        state: State = {"decayed": self.decayed}
+    def state(self, num_members: int) -> State:
+        """All that changes, but the parameters. Rows r, r + P, r + 2P ... belong to the same member."""
+        state: State = {"decayed1": self.decayed[0], "decayed2": self.decayed[1]}
         for i, (first, second) in enumerate(zip(self.first_moments, self.second_moments, strict=True)):
-            state |= {f"first{i}": first, f"second{i}": second}
+            state |= {f"first{i}": members_first(first, num_members), f"second{i}": members_first(second, num_members)}
         return state
 
 

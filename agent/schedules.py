@@ -88,4 +88,4 @@ class Schedules:
 
     def state(self) -> State:
         """All that changes."""
-        return {"tau": self.table[:, Scheduled._fields.index("tau")]} if self.is_adaptive else {}
+        return {"tau": self.table[:, Scheduled._fields.index("tau")].T} if self.is_adaptive else {}

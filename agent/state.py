@@ -7,14 +7,22 @@ act, step, store, update, reset; nor do the draws of a random stream, as in NumP
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Shaped
 from torch import Tensor
 
-State = dict[str, Tensor]  # live: what changes during training, under a name of its own
+# Live: what changes during training, under a name of its own. Members lie along the first axis, or rows of a member
+# follow one another along it; what all members share has no axis.
+State = dict[str, Tensor]
 
 
 def named(prefix: str, state: Mapping[str, Tensor]) -> State:
     """The same under `prefix/…`."""
     return {f"{prefix}/{name}": tensor for name, tensor in state.items()}
+
+
+def members_first(x: Shaped[Tensor, " R *rest"], num_members: int) -> Shaped[Tensor, " P C *rest"]:
+    """A view of rows of which r, r + P, r + 2P ... belong to the same member."""
+    return x.unflatten(0, (-1, num_members)).transpose(0, 1)
 
 
 def capture(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """What exactly a run was made with."""
 
+import hashlib
 import platform
 import subprocess
 from importlib import metadata
@@ -24,6 +25,14 @@ def versions(device: torch.device) -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{device.type} ({name})",
     }
+
+
+def code_digest() -> str:
+    """Of all source files of the library: the same where the code is."""
+    root = Path(__file__).parents[1]
+    files = sorted(path for package in ("agent", "envs") for path in (root / package).rglob("*.py"))
+    contents = b"".join(str(path.relative_to(root)).encode() + path.read_bytes() for path in files)
+    return hashlib.sha256(contents).hexdigest()[:12]
 
 
 def kernels(device: torch.device) -> str:

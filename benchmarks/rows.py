@@ -10,6 +10,7 @@ from typing import Any
 
 import gymnasium
 import torch
+from filelock import FileLock
 
 from agent.config import changes_learning
 
@@ -17,7 +18,16 @@ Row = dict[str, Any]
 
 
 def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
-    """Writes the rows to the file, in place of earlier ones that agree in `key`; returns all that it holds then."""
+    """Writes the rows to the file, in place of earlier ones that agree in `key`; returns all that it holds then.
+
+    Several processes may add to a file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.stem}.lock")):
+        return add_rows_alone(path, rows, key)
+
+
+def add_rows_alone(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
     held = read_rows(path)
     origin = {
         "date": f"{date.today()}",
@@ -25,7 +35,6 @@ def add_rows(path: Path, rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
         "versions": versions(),
     }
     by_key = {tuple(row[name] for name in key): row for row in [*held, *(row | origin for row in rows)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"rows": list(by_key.values())}, indent=1))
     return list(by_key.values())
 

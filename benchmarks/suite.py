@@ -6,6 +6,7 @@
     python benchmarks/suite.py --tasks cartpole --peers ../peers sb3_dqn sb3_ppo   # those too, from that environment
     python benchmarks/suite.py --tasks ant_bins --algorithms --peers ../peers sbx_sac   # alone
     python benchmarks/suite.py --tasks                           # none: tables and figure from suite.json
+    torchrun --nproc-per-node=2 benchmarks/suite.py              # two rows at a time
 
 Seeds count from 2000 on. Settings are chosen on seeds below 1000. All seeds of a run are one process, and a run that is
 done is not repeated: after Ctrl-C the same command resumes. Runs lie in runs/, as those of compare.py. Rows go to
@@ -44,6 +45,7 @@ from agent.config_fields import nearest
 from agent.config_loader import load_config, yaml_scalar
 from agent.exit_codes import exit_code
 from agent.policy import Policy
+from agent.ranks import Ranks, joined
 from agent.tables import number
 from agent.training.trainer import train
 from benchmarks.peer_runs import agent_on_task, check_venv
@@ -135,7 +137,12 @@ TASKS = {
 
 def main() -> None:
     args = parse()
-    sys.exit(exit_code("suite.py", lambda: measure(args), "the same command resumes"))
+
+    def measure_as_one_rank() -> None:
+        with joined() as ranks:
+            measure(args, ranks)
+
+    sys.exit(exit_code("suite.py", measure_as_one_rank, "the same command resumes"))
 
 
 def parse() -> argparse.Namespace:
@@ -160,22 +167,26 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(args: argparse.Namespace) -> None:
+def measure(args: argparse.Namespace, ranks: Ranks) -> None:
+    """Each row is the work of one rank."""
     peers = check_peers(*args.peers) if args.peers else []
-    configs = {
-        (task, algorithm): config_of(task, algorithm, args) for task in args.tasks for algorithm in args.algorithms
-    }
     path = args.root / "benchmarks" / "results" / "suite.json"
+    wanted = [(task, made_by) for made_by in (*args.algorithms, *peers) for task in args.tasks]
+    for index in ranks.take(len(wanted)):
+        task, made_by = wanted[index]
+        if made_by in args.algorithms:
+            config = config_of(task, made_by, args)
+            plan.train_missing([config], train, print)
+            found = row(task, made_by, config)
+        elif takes(made_by, config := config_of(task, OURS, args)):
+            found = peer_row(task, config, Path(args.peers[0]), made_by)
+        else:
+            print(f"{made_by} is left out on {task}: it does not take these actions")
+            continue
+        add_rows(path, [found], ("task", "algorithm"))
+    if not ranks.is_first:
+        return
     rows = read_rows(path)
-    for (task, algorithm), config in configs.items():
-        plan.train_missing([config], train, print)
-        rows = add_rows(path, [row(task, algorithm, config)], ("task", "algorithm"))
-    for task in args.tasks:
-        for peer in peers:
-            if not takes(peer, config := config_of(task, OURS, args)):
-                print(f"{peer} is left out on {task}: it does not take these actions")
-                continue
-            rows = add_rows(path, [peer_row(task, config, Path(args.peers[0]), peer)], ("task", "algorithm"))
     into_page(args.root / "README.md", MARKS, short_table(rows))
     into_page(args.root / "docs" / "results.md", MARKS, details(rows))
     draw(rows, path.with_suffix(".png"))

@@ -167,7 +167,10 @@ class GymnasiumAdapter:
         length = int(num_steps.max())
         assert self._taken is not None, "make_repeatable_ comes before the reset"
         self._forget_all_but(length)
-        actions = np.array(self._taken, dtype=np.int32).reshape(length, self.num_envs, len(self.actions.num_choices))
+        actions = np.zeros((self.num_envs, length, len(self.actions.num_choices)), dtype=np.int32)
+        for i, count in enumerate(num_steps):
+            if count:
+                actions[i, :count] = [taken[i] for taken in self._taken[-count:]]
         return {
             "env/seeds": torch.tensor(self._seeds, dtype=torch.int64),
             "env/segments": torch.from_numpy(segments),
@@ -175,6 +178,13 @@ class GymnasiumAdapter:
             "env/actions": torch.from_numpy(actions),
             "env/restarts": torch.from_numpy(self.restarts.copy()),
         }
+
+    def _by_step(self, actions: Int64[np.ndarray, "E T K"], num_steps: Sequence[int]) -> list[np.ndarray]:
+        """The actions of a journal as they were taken: each step's, the last of all environments together."""
+        taken = np.zeros((max(num_steps), self.num_envs, actions.shape[2]), dtype=np.int32)
+        for i, count in enumerate(num_steps):
+            taken[len(taken) - count :, i] = actions[i, :count]
+        return list(taken)
 
     def _steps_since_seeded(self) -> Int64[np.ndarray, " E"]:
         if self._guards is None:
@@ -191,16 +201,16 @@ class GymnasiumAdapter:
         segments, num_steps = journal["env/segments"].tolist(), journal["env/num_steps"].tolist()
         actions = journal["env/actions"].numpy().astype(np.int64)
         if self._guards is not None:
-            own = [self.actions.decode_each(actions[len(actions) - n :, i]) for i, n in enumerate(num_steps)]
+            own = [self.actions.decode_each(actions[i, :n]) for i, n in enumerate(num_steps)]
             places = [Segment(*place) for place in zip(self._environment_seeds(), segments, own, strict=True)]
             self._guards.set_attr("to_repeat", places)
             self._steps_in_reset = max(num_steps)
         obs = self._start(segments[0])
         self._steps_in_reset = 0
         if self._guards is not None and self._taken is not None:
-            self._taken += list(actions.astype(np.int32))
+            self._taken += self._by_step(actions, num_steps)
         elif self._guards is None:
-            for action in torch.from_numpy(actions[len(actions) - num_steps[0] :]):
+            for action in torch.from_numpy(actions[:, : num_steps[0]]).unbind(1):
                 obs = self.step(action).obs
         self.restarts[:] = journal["env/restarts"].numpy()
         return obs

@@ -18,14 +18,6 @@ from envs.masks import MaskReader, Masks
 from envs.transfer import MaskTransfer, StepTransfer
 from envs.vector_environment import Step
 
-MEMBER_AXIS = {  # of the journal: members or their environments
-    "env/seeds": 0,
-    "env/segments": 0,
-    "env/num_steps": 0,
-    "env/actions": 1,
-    "env/restarts": 0,
-}
-
 
 class MemberEnvs:
     """A vector environment for each member, together one VectorEnvironment.
@@ -91,13 +83,13 @@ class MemberEnvs:
 
     def journal(self) -> dict[str, Tensor]:
         journals = [member.journal() for member in self.members]
-        length = max(len(own["env/actions"]) for own in journals)
+        length = max(own["env/actions"].shape[1] for own in journals)
         for own in journals:
-            own["env/actions"] = pad(own["env/actions"], (0, 0, 0, 0, length - len(own["env/actions"]), 0))
-        return {name: torch.cat([own[name] for own in journals], axis) for name, axis in MEMBER_AXIS.items()}
+            own["env/actions"] = pad(own["env/actions"], (0, 0, 0, length - own["env/actions"].shape[1]))
+        return {name: torch.cat([own[name] for own in journals]) for name in journals[0]}
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:
-        parts = {name: journal[name].chunk(self.num_members, axis) for name, axis in MEMBER_AXIS.items()}
+        parts = {name: rows.chunk(self.num_members) for name, rows in journal.items() if name.startswith("env/")}
         observations = []
         for index, member in enumerate(self.members):
             observations.append(member.repeat({name: part[index] for name, part in parts.items()}))

@@ -88,7 +88,10 @@ class VectorEnvironment(Protocol):
         """Releases what the environments hold. They cannot be used afterwards."""
 
     def state(self) -> dict[str, Tensor]:
-        """All that changes, live: written back in place, the environments continue from there. Empty without state."""
+        """All that changes, live: written back in place, the environments continue from there. Empty without state.
+
+        Each tensor has the environments along its first axis; what they share has no axis.
+        """
 
     def expect_frame_stack_(self, stack: FrameStack | None) -> None:
         """From the next reset on, holds every observation against the frames that it is said to repeat."""
@@ -107,8 +110,8 @@ class VectorEnvironment(Protocol):
         """Each environment's last seeded reset and the actions since, enough for `repeat`. Empty where there is state.
 
         env/seeds: int64 [P], of the last `reset`. env/segments: int64 [E], how often it was reseeded since.
-        env/num_steps: int64 [E], since it was last seeded. env/actions: int32 [T, E, K], of an environment's row the
-        last num_steps count. env/restarts: int64 [E].
+        env/num_steps: int64 [E], since it was last seeded. env/actions: int32 [E, T, K], of an environment's row the
+        first num_steps count. env/restarts: int64 [E].
         """
 
     def repeat(self, journal: Mapping[str, Tensor]) -> Float[Tensor, "E D"]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from agent.config_loader import load_config
+from agent.ranks import ALONE
 from benchmarks import against_peers, environments, peer_runs, suite
 from benchmarks.peer_runs import from_peer
 from benchmarks.peers import measure as peers
@@ -242,7 +243,7 @@ def test_mistakes_about_peers_are_told_before_anything_is_trained(
     options = ["--tasks", "cartpole", "ant_bins", "--peers", *peers, "--root", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["suite.py", *options])
     with pytest.raises(UserError, match=re.escape(message)):
-        suite.measure(suite.parse())
+        suite.measure(suite.parse(), ALONE)
     assert not trained
 
 

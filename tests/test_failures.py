@@ -17,7 +17,6 @@ import envs
 from agent import Policy
 from agent.config import Config
 from agent.exit_codes import Stopped
-from agent.training import trainer
 from agent.training.checkpoint import CheckpointWriter
 from agent.training.loop import TrainingLoop
 from agent.training.run_dir import write_atomically
@@ -114,7 +113,7 @@ def test_a_result_that_cannot_be_written_is_shown_and_only_its_evaluation_is_rep
 
     capsys.readouterr()
     with monkeypatch.context() as patched:
-        patched.setattr(trainer, "write_atomically", full)
+        patched.setattr("agent.training.record.write_atomically", full)
         with pytest.raises(UserError, match=r"No space left on device; once it can, .*python train.py --resume"):
             train(short(tmp_path / "run"))
     shown = capsys.readouterr().out

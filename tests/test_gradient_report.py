@@ -15,6 +15,7 @@ from agent.analysis.gradients import States, gradient_report, load_critics
 from agent.cli import evaluate, train
 from agent.config_loader import load_config
 from agent.networks.heads import make_critics
+from agent.state import members_first
 from agent.weights import CRITICS_FILE, save_weights
 from envs.spaces import ObsPart
 
@@ -57,13 +58,17 @@ def test_a_policy_without_its_run_has_no_critics(capsys: pytest.CaptureFixture[s
     assert "zoo/cartpole: --gradients needs the folder of a run" in capsys.readouterr().err
 
 
-def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path) -> None:
+@pytest.mark.parametrize("is_of_old_version", [False, True])
+def test_saved_critics_come_back_for_each_member(tmp_path: Path, run: Path, is_of_old_version: bool) -> None:
     config = load_config(run / "config.yaml")
     everyone = Policy.load(run, member="all")
     critics, _ = load_critics(run, config, everyone)
     with_noise = torch.randn(critics.network.flat.shape, generator=Generator().manual_seed(0))
     critics.network.flat.copy_(with_noise)
-    save_weights(critics.network.tensors(), tmp_path / CRITICS_FILE)
+    tensors = critics.network.tensors()
+    if not is_of_old_version:
+        tensors = {name: members_first(x, 2) for name, x in tensors.items()}
+    save_weights(tensors, tmp_path / CRITICS_FILE)
     rows = with_noise.unflatten(0, (2, 2))  # [C, P]
     for member in (0, 1):
         own, _ = load_critics(tmp_path, config, Policy.load(run, member=member))

@@ -16,6 +16,7 @@ LAYERS = [  # a module may import those of earlier lines, and others of its own 
         "agent.bootstrap",
         "agent.commands",
         "agent.memory",
+        "agent.ranks",
         "agent.metrics",
         "agent.exit_codes",
         "agent.seeding",

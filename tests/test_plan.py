@@ -140,7 +140,7 @@ def test_only_missing_runs_are_trained_and_unfinished_ones_go_on(
     (broken / "config.yaml").touch()
     trained: list[tuple[Config, bool]] = []
 
-    def train(config: Config, *, resume: bool = False) -> Path:
+    def train(config: Config, *, resume: bool = False, **options: object) -> Path:
         trained.append((config, resume))
         return Path(str(config.run_dir))
 

@@ -320,7 +320,7 @@ def test_interrupted_comparison_says_how_to_go_on(
     (tmp_path / "tiny.yaml").write_text("env: {id: CartPole-v1}\n")
     monkeypatch.chdir(tmp_path)
 
-    def interrupt(config: object, *, resume: bool) -> Path:
+    def interrupt(config: object, **options: object) -> Path:
         raise interruption
 
     monkeypatch.setattr(compare, "train", interrupt)

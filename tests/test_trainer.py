@@ -17,6 +17,7 @@ from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.metrics import METRICS
+from agent.ranks import ALONE
 from agent.seeding import PURPOSES, member_seeds
 from agent.training.accumulators import EpisodeStatistics, MetricMeans, Milestones
 from agent.training.loop import TrainingLoop
@@ -154,7 +155,7 @@ def test_every_random_stream_comes_from_the_seed_and_none_is_shared(tmp_path: Pa
     draws = []
     for seed in (0, 1):
         with contextlib.ExitStack() as stack:
-            trainer = Trainer(short(tmp_path / str(seed), f"seed={seed}"), stack)
+            trainer = Trainer(short(tmp_path / str(seed), f"seed={seed}"), stack, ALONE)
             draws.append(trainer.loop.learner.noise_().estimator.sample)
     assert not torch.equal(draws[0], draws[1])
 

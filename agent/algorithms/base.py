@@ -104,7 +104,10 @@ class Algorithm(Protocol):
         ...
 
     def state(self) -> State:
-        """All tensors that change, by name; those of a replay under "replay/"."""
+        """All tensors that change, by name; those of a replay under "replay/".
+
+        Each has the members along its first axis; what all members share has no axis.
+        """
         ...
 
     @property
@@ -129,7 +132,7 @@ class Algorithm(Protocol):
         return {}
 
     def weights_to_save(self) -> dict[str, dict[str, Tensor]]:
-        """Files of weights to write beside the policies at the end of a run: names and tensors."""
+        """Files of weights to write beside the policies at the end of a run: names and tensors, members first."""
         return {}
 
 

@@ -26,7 +26,7 @@ from agent.networks.population import Parameters, all_finite, gradients
 from agent.optimizer import PopulationAdam, clip_grad_norm_
 from agent.replay import Batch, SequenceBatch
 from agent.schedules import Schedules
-from agent.state import State, named
+from agent.state import State, members_first, named
 from agent.weights import CRITICS_FILE
 from envs.masks import Masks
 from envs.random_streams import RandomStreams
@@ -239,18 +239,19 @@ class GumbelActorCritic(OffPolicy):
     def weights_to_save(self) -> dict[str, dict[str, Tensor]]:
         encoder = {} if self.encoder is None else self.encoder.network.tensors()
         named_encoder = {f"encoder.{name}": tensor for name, tensor in encoder.items()}
-        return {CRITICS_FILE: {**self.critics.network.tensors(), **named_encoder}}
+        critics = {name: members_first(x, self.num_members) for name, x in self.critics.network.tensors().items()}
+        return {CRITICS_FILE: {**critics, **named_encoder}}
 
     def state(self) -> State:
         return {
             **super().state(),
             **self.actor.state(),
             **{f"evaluated_{name}": flat for name, flat in self.evaluated_actor.state().items()},
-            "critics": self.critics.network.flat,
-            "target_critics": self.target_critics.network.flat,
+            "critics": members_first(self.critics.network.flat, self.num_members),
+            "target_critics": members_first(self.target_critics.network.flat, self.num_members),
             "log_alpha": self.log_alpha,
             "noise": self.exploration.noise,
             **({"memory": self.memory, "memory_after": self.memory_after} if self.memory_size else {}),
             **named("schedules", self.schedules.state()),
-            **named("optimizer", self.optimizer.state()),
+            **named("optimizer", self.optimizer.state(self.num_members)),
         }

@@ -158,18 +158,21 @@ class Reinforce(Algorithm):
         return all_finite(self.num_members, *self.actor.populations().values(), self.baseline)
 
     def state(self) -> State:
-        names: tuple[str, ...] = ("obs", "action", "reward", "ends", "unused", "return_scale", "num_steps")
-        masks: State = {} if self.mask is None else {"mask": self.mask}
+        buffers = {name: getattr(self, name) for name in ("obs", "action", "reward", "ends", "unused")}
+        if self.mask is not None:
+            buffers["mask"] = self.mask
+        names: tuple[str, ...] = ("return_scale", "num_steps")
         if self.memory_size:
-            names = (*names, "states", "starts", "memory", "memory_after", "begins")
+            buffers |= {"states": self.states, "starts": self.starts}
+            names = (*names, "memory", "memory_after", "begins")
         return {
             **self.actor.state(),
             "baseline": self.baseline.flat,
+            **{name: buffer.transpose(0, 1) for name, buffer in buffers.items()},
             **{name: getattr(self, name) for name in names},
-            **masks,
             **named("streams", self.streams.state()),
-            **named("actor_optimizer", self.actor_optimizer.state()),
-            **named("baseline_optimizer", self.baseline_optimizer.state()),
+            **named("actor_optimizer", self.actor_optimizer.state(self.num_members)),
+            **named("baseline_optimizer", self.baseline_optimizer.state(self.num_members)),
         }
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:

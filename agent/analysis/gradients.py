@@ -45,10 +45,13 @@ def load_critics(run: Path, config: Config, policy: Policy) -> tuple[Critics, Sh
     if named != policy.info.network.name:
         raise UserError(f"{run}: config.yaml names network.name={named}, the policy {policy.info.network.name}")
     part = "joint." if config.critic.structure == "joint" else ""
+    num_members = len(config.members())
     stored = in_new_format(load_weights(path), new=part)
+    for name, x in stored.items():
+        if not name.startswith("encoder.") and x.shape[:2] == (num_members, NUM_CRITICS):  # until 0.2.0: rows c P + p
+            stored[name] = x.transpose(0, 1).flatten(0, 1)
     actions = ActionSpace(policy.factored.num_choices)
     critics = make_critics(config, policy.observations.parts, actions, members=policy.seeds)
-    num_members = len(config.members())
     rows = [c * num_members + member.member for c in range(NUM_CRITICS) for member in policy.info.members]
     encoder = Actor(policy.info.network_spec(), policy.observations.parts, actions, policy.seeds).encoder
     members = [member.member for member in policy.info.members]

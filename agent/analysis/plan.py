@@ -16,6 +16,7 @@ from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, setti
 from agent.config_faults import yaml_scalar
 from agent.config_fields import nearest
 from agent.config_loader import load_config, require_today
+from agent.ranks import ALONE, Ranks
 from envs.errors import UserError
 
 OF_COMPARISON = re.compile(r"compare-(.+)-\w+-[0-9a-f]{8}")  # the folder of a run that a comparison trains
@@ -113,18 +114,24 @@ def name_of(path: str) -> str:
     return Path(path).stem if Path(path).suffix == ".yaml" else Path(path).name
 
 
-def train_missing(configs: Sequence[Config], train: Callable[..., object], announce: Callable[[str], None]) -> None:
-    """Trains those of the runs that are not finished; one that was stopped is resumed.
+def train_missing(
+    configs: Sequence[Config],
+    train: Callable[..., object],
+    announce: Callable[[str], None],
+    ranks: Ranks = ALONE,
+) -> None:
+    """Trains those of the runs that are not finished; one that was stopped is resumed. Each is trained by one rank.
 
     ConfigError before the first of them where any could not learn.
     """
     for config in configs:
         if not (Path(str(config.run_dir)) / "result.json").is_file():
             require_updates(config)
-    for number, config in enumerate(configs, 1):
+    for number in ranks.take(len(configs)):
+        config, count = configs[number], f"[{number + 1}/{len(configs)}]"
         folder = Path(str(config.run_dir))
         if (folder / "result.json").is_file():
-            announce(f"[{number}/{len(configs)}] {folder}: trained before")
+            announce(f"{count} {folder}: trained before")
             continue
-        announce(f"[{number}/{len(configs)}] training {config.algorithm}, {len(config.members())} members: {folder}")
-        train(config, resume=True)
+        announce(f"{count} training {config.algorithm}, {len(config.members())} members: {folder}")
+        train(config, resume=True, ranks=ALONE, progress=ranks.size == 1)

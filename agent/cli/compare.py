@@ -21,6 +21,7 @@ from agent.config import Config
 from agent.config_faults import yaml_scalar
 from agent.config_loader import find_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
+from agent.ranks import Ranks, joined
 from agent.training.trainer import train
 from agent.training.wandb_mirror import log_comparison
 from agent.versions import versions
@@ -55,6 +56,7 @@ what counts
   than 5 seeds nothing is tested: there are no marks and there is no verdict.
 
 what happens
+  torchrun --nproc-per-node=4 compare.py ... trains four of the runs at a time, each in a process of its own.
   What is trained already is not trained again, so after Ctrl-C the same command trains the runs still missing.
   Everything lands in comparisons/<name>/, over what an earlier comparison of that name left: report.html (one page,
   to pass on as it is), its figures as PNG and SVG, results.csv, results.json (every seed). Tables and
@@ -81,7 +83,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace, command: str, console: Console) -> None:
+def run(options: argparse.Namespace, command: str, console: Console, ranks: Ranks) -> None:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False, soft_wrap=True)
 
@@ -90,13 +92,15 @@ def run(options: argparse.Namespace, command: str, console: Console) -> None:
     to_train = {str(config.run_dir): config.env.id for config in configs}
     there = load_runs({folder: name for folder, name in folders.items() if str(folder) not in to_train})
     require_one_env({e.runs[0].folder: e.env_id for e in [*there, *found]} | to_train)
-    for reason in left_out:
+    for reason in left_out if ranks.is_first else []:
         say(f"left out: {reason}")
     named = [text for text in options.inputs if "=" not in text]
     name = options.name or (plan.name_of(named[0]) if named else filters.name_of(options.filter))
     folder = Path("comparisons") / name
     report.make_folder(folder)  # now: training may take hours
-    plan.train_missing(configs, train, say)
+    plan.train_missing(configs, train, say, ranks)
+    if not ranks.is_first:
+        return
     comparison = compare_entries(arrange([*load_runs(folders), *found]))
     try:
         figures = report.write(comparison, folder, command, versions(torch.device("cpu")))
@@ -159,4 +163,9 @@ def main(arguments: list[str]) -> int:
     replace_what_cannot_be_shown(sys.stdout)
     command = as_called(f"gumbel compare {shlex.join(arguments)}")
     then = "the same command trains the runs still missing"
-    return exit_code(in_short("compare"), lambda: run(parse(arguments), command, Console()), then)
+
+    def run_as_one_rank() -> None:
+        with joined() as ranks:
+            run(parse(arguments), command, Console(), ranks)
+
+    return exit_code(in_short("compare"), run_as_one_rank, then)

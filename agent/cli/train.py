@@ -8,6 +8,7 @@ from agent.cli.arguments import make_parser
 from agent.commands import in_short
 from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
+from agent.ranks import Ranks, joined
 from agent.training.resume import config_of_run, is_finished
 from agent.training.trainer import train
 from envs.errors import UserError
@@ -22,6 +23,7 @@ EXAMPLES = """examples:
   gumbel train --resume runs/x                     resumes a run as if it had never stopped
   gumbel train --resume runs/x total_env_steps=200000   and makes a finished one longer
   gumbel train cartpole run_dir=runs/x --resume auto    starts, or resumes what is in run_dir
+  torchrun --nproc-per-node=4 train.py cartpole seeds=16    four processes, four members each
 """
 
 
@@ -47,7 +49,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
     file, overrides = options.config, options.overrides
     if file is not None and "=" in file:
         file, overrides = None, [file, *overrides]
@@ -59,16 +61,22 @@ def run(options: argparse.Namespace) -> None:
     else:
         config = load_config(file, overrides)
     if options.print_config:
-        print(config.to_yaml(), end="")
+        print(config.to_yaml() if ranks.is_first else "", end="")
         return
     if options.resume == "auto" and config.run_dir is None:
         raise UserError("--resume auto: needs run_dir=FOLDER, where the run is or will be")
-    if options.resume is not None and is_finished(config):
-        print(f"{config.run_dir} has come to its end; a larger total_env_steps makes it longer")
+    if options.resume is not None and ranks.from_first(lambda: is_finished(config)):
+        if ranks.is_first:
+            print(f"{config.run_dir} has come to its end; a larger total_env_steps makes it longer")
         return
-    train(config, resume=options.resume is not None)
+    train(config, resume=options.resume is not None, ranks=ranks)
 
 
 def main(arguments: list[str]) -> int:
     replace_what_cannot_be_shown(sys.stdout)
-    return exit_code(in_short("train"), lambda: run(parse(arguments)))
+
+    def run_as_one_rank() -> None:
+        with joined() as ranks:
+            run(parse(arguments), ranks)
+
+    return exit_code(in_short("train"), run_as_one_rank)

@@ -111,10 +111,11 @@ def cost_in_updates(of: Inspected, num_states: int) -> float:
     num_taus = 1 + len(TAU_STEPS) * of.schedules.is_adaptive
     of_row = truth + num_taus * (logits * of.estimator.num_samples + through_critics)
     per_update, per_inspection, per_tau = OVERHEAD[of.device.type]
-    num_rows = of.num_members * num_states * NUM_DRAWS * NUM_ROUNDS
+    num_members = config.population_size  # so that a member's inspections do not depend on where the others are
+    num_rows = num_members * num_states * NUM_DRAWS * NUM_ROUNDS
     inspection = per_inspection + per_tau * num_taus + COST_OF_ROW * num_rows * of_row
     of_row_of_update = logits * of.estimator.num_samples + hidden / 3
-    return inspection / (per_update + of.num_members * config.batch_size * of_row_of_update)
+    return inspection / (per_update + num_members * config.batch_size * of_row_of_update)
 
 
 def inspect(

@@ -28,7 +28,7 @@ class EpisodeStatistics:
 
     def state(self) -> State:
         """All that changes."""
-        return {"running": self.running, "ended": self.ended, "num_ended": self.num_ended}
+        return {"running": self.running.transpose(0, 1), "ended": self.ended.T, "num_ended": self.num_ended}
 
     def read_(self) -> dict[str, np.ndarray]:
         """Means per member, NaN where no episode ended; starts over."""
@@ -55,7 +55,7 @@ class MetricMeans:
 
     def state(self) -> State:
         """All that changes."""
-        return {"total": self.total, "count": self.count}
+        return {"total": self.total.T, "count": self.count.T}
 
     def read_(self) -> dict[str, np.ndarray]:
         """The means, NaN where there are none; starts over."""

@@ -46,7 +46,7 @@ class CheckpointInfo(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, ser_json_inf_nan="constants"
     )
-    format: Literal[5] = 5
+    format: Literal[6] = 6
     env_steps: int = Field(ge=0)  # of a member
     num_updates: int = Field(ge=0)
     updates_before_refill: int = Field(0, ge=0)  # of them, before the run last resumed with an empty replay; else 0
@@ -214,7 +214,7 @@ def read_info(folder: Path) -> CheckpointInfo:
         fault = error.errors()[0]
         if fault["loc"] == ("format",):
             raise CheckpointError(
-                f"{path}: is of format {fault['input']}, this version resumes format 5; the policies of the run can "
+                f"{path}: is of format {fault['input']}, this version resumes format 6; the policies of the run can "
                 f"still be evaluated and compared; {instead(folder)}"
             ) from None
         where = ".".join(map(str, fault["loc"]))
@@ -230,13 +230,13 @@ def instead(folder: Path) -> str:
     return f"remove {folder} and {next_time}"
 
 
-def require_fit(checkpoint: Checkpoint, state: Mapping[str, Tensor]) -> None:
-    """CheckpointError where the tensors are not those of this run, by name, shape or type."""
-    path = checkpoint.folder / TENSORS
+def require_fit(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """CheckpointError where the tensors of a checkpoint are not those of this run, by name, shape or type."""
+    path = folder / TENSORS
     for name, own in state.items():
-        if name not in checkpoint.tensors:
+        if name not in tensors:
             raise CheckpointError(f"{path}: lacks '{name}'; it was written by another version of this project")
-        saved = checkpoint.tensors[name]
+        saved = tensors[name]
         if (saved.shape, saved.dtype) != (own.shape, own.dtype):
             raise CheckpointError(
                 f"{path}: {name}: expected {own.dtype} {list(own.shape)}, found {saved.dtype} {list(saved.shape)}"

@@ -8,15 +8,23 @@ import torch
 import envs
 from agent.config import Config
 from agent.config_fields import ConfigError
+from agent.ranks import local_rank
 from envs import VectorEnvironment
 from envs.preprocessing import preprocessing_in_force
 
 
 def select_device(config: Config) -> torch.device:
-    """Where the run takes place, and whether what it asks of that place is there."""
+    """Where the run takes place, and whether what it asks of that place is there; on a machine each rank has a GPU."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device: got 'cuda', but torch finds no CUDA device; use device=cpu or device=auto")
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    if device.type == "cuda" and (number := local_rank()) is not None:
+        if number >= (count := torch.cuda.device_count()):
+            raise ConfigError(
+                f"device: rank {number} of this machine has none, as there are {count} CUDA devices; start {count} "
+                f"ranks here (torchrun --nproc-per-node={count}) or use device=cpu"
+            )
+        torch.cuda.set_device(number)
     if config.compile:
         if device.type == "cuda":
             raise ConfigError("compile: got true, but that is for CPUs: on a GPU the run is a CUDA graph already")

@@ -1,13 +1,12 @@
-"""The run: collect, learn, evaluate, log, save."""
+"""The run: collect, learn, evaluate, log, save. Each of its ranks does so for members of its own."""
 
 import contextlib
 import copy
-import json
+import itertools
 import logging
-import math
-import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,41 +16,31 @@ from agent.algorithms.base import require_updates
 from agent.commands import command
 from agent.config import Config
 from agent.config_fields import ConfigError
+from agent.config_loader import flat
 from agent.evaluation import MODES, evaluate_members, num_parallel_envs
-from agent.evaluation import make_env as make_env_of_policy
-from agent.exit_codes import Stopped
+from agent.exit_codes import RankLost, Stopped
 from agent.memory import release_free_memory, told_if_it_runs_out
-from agent.metrics import METRICS
-from agent.networks.encoders import described
-from agent.policy import MemberInfo, Policy, describe_policy
+from agent.policy import Policy, describe_policy
+from agent.ranks import Ranks, joined
 from agent.run import Run
 from agent.seeding import member_seeds
 from agent.state import State, capture, named, restore_
 from agent.training.accumulators import Milestones
 from agent.training.callbacks import Callback, Callbacks, CheckpointView, EvaluationView, step_view
-from agent.training.checkpoint import Checkpoint, CheckpointInfo, CheckpointWriter, require_fit
-from agent.training.console import Console, Output
+from agent.training.checkpoint import CheckpointInfo, require_fit
 from agent.training.loop import TrainingLoop
+from agent.training.record import RunRecord, members_info
 from agent.training.resume import checkpoint_of, is_finished
-from agent.training.run_dir import (
-    make_run_dir,
-    next_commands,
-    not_writable,
-    require_new,
-    sole_writer,
-    write_atomically,
-)
+from agent.training.run_dir import make_run_dir, not_writable, require_new, sole_writer
 from agent.training.setup import in_force, make_env, select_device
 from agent.training.stopping import StopSignals
-from agent.training.tracking import Tracker
-from agent.versions import versions
-from agent.video import record
-from agent.weights import save_weights
+from agent.versions import code_digest, versions
 from envs import Factory, UserError, VectorEnvironment, registered
 from envs.random_streams import RandomStreams
 
 REPLAY = "learner/replay/"  # in the names of a loop's state
 SECONDS_BETWEEN_RELEASES = 1.0  # of free memory, each of which takes a few milliseconds
+SECONDS_BETWEEN_MEETINGS = 1.0  # of ranks, to stop together
 OUT_OF_MEMORY = (
     "fewer members or environments, a lower replay_capacity, batch_size or hidden_sizes, or a wrapper that makes "
     "observations smaller need less"
@@ -67,21 +56,25 @@ def train(
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    ranks: Ranks | None = None,
 ) -> Run:
-    """Trains all members of a config to the end.
+    """Trains all members of a config to the end; in a process that torchrun has started, some of them.
 
     Args:
         env: makes the environments where the config has no env.id: a class, or a function such as `lambda: MyEnv(3)`.
             It is called once for each environment of each member, and for those of evaluations.
         resume: resumes the run in `config.run_dir` where there is one.
-        callbacks: are called on the way and may stop the run.
+        callbacks: are called on the way and may stop the run; of several ranks, rank 0 calls them.
         progress: whether anything is printed but warnings.
+        ranks: the processes that share the run. None: those that torchrun has started, this one of them.
 
     Raises:
         UserError: the config cannot be run.
         Stopped: a signal came; what is done is saved.
+        RankLost: another process has ended before the run.
     """
     with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(joined()) if ranks is None else ranks
         if env is not None:
             config = with_env(config, stack.enter_context(registered(env)))
         if not config.env.id:
@@ -89,10 +82,23 @@ def train(
                 'env.id is required: Config(env={"id": "CartPole-v1"}), or what makes environments, '
                 "train(config, env=MyEnv)"
             )
-        if resume and is_finished(config):
+        ranks.require_alike("code", {"files": code_digest(), "torch": str(torch.__version__)})
+        ranks.require_alike("settings", flat(config.model_dump()))
+        if ranks.size > config.population_size:
+            raise ConfigError(
+                f"torchrun has started {ranks.size} ranks, but there are {config.population_size} members (seeds x "
+                f"sweep), of which each rank trains some; start fewer ranks or train more members"
+            )
+        resume = resume or ranks.were_restarted
+        if ranks.may_restart and config.run_dir is None:
+            raise ConfigError(
+                "torchrun --max-restarts runs the command again where a rank has died; give run_dir=FOLDER, in which "
+                "it then finds what to resume"
+            )
+        if resume and ranks.from_first(lambda: is_finished(config)):
             return Run(str(config.run_dir), trust=True)
         stack.enter_context(told_if_it_runs_out(OUT_OF_MEMORY))
-        trainer = Trainer(config, stack, resume=resume, callbacks=callbacks, progress=progress)
+        trainer = Trainer(config, stack, ranks, resume=resume, callbacks=callbacks, progress=progress)
         trainer.run()
     return Run(trainer.run_dir, trust=True)
 
@@ -105,40 +111,46 @@ def with_env(config: Config, env_id: str) -> Config:
 
 
 class Trainer:
-    """One run of a population. Members lie along the first axis of everything."""
+    """One rank's part of a run: of a population, the members that are its own.
+
+    Members lie along the first axis of everything. Rank 0 also has the record, which is of all members.
+    """
 
     def __init__(
         self,
         config: Config,
         stack: contextlib.ExitStack,
+        ranks: Ranks,
         *,
         resume: bool = False,
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> None:
         require_updates(config)
-        self.config, self.callbacks = config, Callbacks(callbacks)
+        self.config, self.ranks = config, ranks
+        self.callbacks = Callbacks(callbacks if ranks.is_first else ())
         self.device = select_device(config)
         torch.set_num_threads(config.num_threads)
         # Adam's moments of a parameter without gradient decay into denormals, each a hundred times slower to multiply.
         torch.set_flush_denormal(True)
-        self.members = config.members()
-        self.num_members, self.num_envs = len(self.members), config.env.num_envs
-        self.seeds = [member.seed for member in self.members]
-        self.env = stack.enter_context(contextlib.closing(make_env(config, self.num_envs, self.device)))
+        self.members, self.num_envs = config.members(), config.env.num_envs  # of all ranks
+        self.share = ranks.share(len(self.members))
+        self.own_config = config.with_members(self.share)
+        self.seeds = [member.seed for member in self.own_config.members()]
+        self.env = stack.enter_context(contextlib.closing(make_env(self.own_config, self.num_envs, self.device)))
         evaluation_envs = num_parallel_envs(config.evaluation.episodes)
-        self.evaluation_env = stack.enter_context(contextlib.closing(make_env(config, evaluation_envs, self.device)))
+        self.evaluation_env = stack.enter_context(
+            contextlib.closing(make_env(self.own_config, evaluation_envs, self.device))
+        )
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
         self.env.make_repeatable_()  # without checkpoints, too: they do not change what is learned
         self.stop = StopSignals()
-        self.loop = TrainingLoop(config, self.env, self.device, self.stop.check)
-        infos = [
-            MemberInfo(member=i, seed=m.seed, settings=m.settings, env_steps=0, eval_return=None)
-            for i, m in enumerate(self.members)
-        ]
+        self.loop = TrainingLoop(self.own_config, self.env, self.device, self.stop.check)
         resolved, preprocessing = in_force(config)
-        self.policy = Policy(describe_policy(resolved, self.env, infos), self.device)
-        self.best = Policy(self.policy.info, self.device)
+        infos = members_info(self.members)
+        described = describe_policy(resolved, self.env, infos)
+        of_own = {"members": infos[self.share.start : self.share.stop]}
+        self.policy = Policy(described.model_copy(update=of_own), self.device)
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
         self.inspection_streams = RandomStreams(member_seeds(self.seeds, "inspection"), self.device)
         self.milestones = {
@@ -156,54 +168,44 @@ class Trainer:
         self.is_between_steps = True  # a state within one is no state to resume
         self.told_of_cut = False
         self.versions = versions(self.device)  # of the code that is running, whatever is checked out later
-        self.started = self.released_at = time.perf_counter()
+        self.started = self.released_at = self.met_at = time.perf_counter()
+        self.met_after = self.next_meeting = 0  # environment steps
+        self.is_to_end = False  # as a callback wants
 
-        self.run_dir = make_run_dir(config)  # only now: what cannot be run leaves no folder behind
-        stack.enter_context(sole_writer(self.run_dir))
-        if not resume:
-            require_new(self.run_dir)
-        checkpoint = checkpoint_of(config, self.run_dir, self.device.type) if resume else None
-        try:
-            if checkpoint is not None:
-                self.restore(checkpoint)  # first: a run that cannot be resumed is left as it was
-            write_atomically(self.run_dir / "config.yaml", config.to_yaml())
-            (self.run_dir / "result.json").unlink(missing_ok=True)  # of a run that is now longer
-        except OSError as error:
-            raise not_writable(self.run_dir, error) from error
-        self.console = stack.enter_context(Console(config, Output(quiet=not progress)))
-        self.tracker = stack.enter_context(
-            Tracker(self.run_dir, config, checkpoint and checkpoint.info, METRICS | dict(self.loop.learner.metrics))
-        )
-        self.checkpoints = CheckpointWriter(self.run_dir, config.checkpoint.keep)
-        stack.callback(self.checkpoints.wait)
+        # Only now: what cannot be run leaves no folder behind.
+        self.run_dir = Path(ranks.from_first(lambda: str(make_run_dir(config))))
+        self.record: RunRecord | None = None
+        if ranks.is_first:
+            stack.enter_context(sole_writer(self.run_dir))
+            if not resume:
+                require_new(self.run_dir)
+            whole = self.policy if ranks.size == 1 else Policy(described, self.device)
+            self.record = RunRecord(config, self.run_dir, whole, self.device)
+        resumed = self.resume() if resume else None
+        if self.record is not None:
+            self.record.begin(stack, resumed, self.loop.learner.metrics, quiet=not progress)
         stack.enter_context(self.stop)
-        if preprocessing:
-            self.console.message(f"Preprocessing: {preprocessing}.")
-        if any(part.is_image for part in self.env.observations.parts):
-            self.console.message(f"Network: {described(self.policy.info.network.name, self.env.observations.parts)}.")
-        if memory := self.policy.info.network.memory:
-            self.console.message(f"Memory: {memory.cell} of {memory.size} numbers.")
-        if checkpoint is not None:
-            self.console.message(f"Resumes at step {self.env_steps}: {checkpoint.folder}")
-        if (gib := self.loop.learner.replay_bytes / 2**30) >= 1:
-            self.console.message(f"The replay takes {gib:.1f} GiB of memory.")
+        self.say_what_it_is(preprocessing, resumed)
         if self.loop.compiles:
             stack.callback(torch.compiler.reset)  # PyTorch keeps only eight programs of a function, and their tensors
-            self.console.message("The update is compiled once it begins: half a minute at first, seconds later on.")
 
-    def without_large_replay(self, state: State) -> State:
-        """The state without a replay that is too large for checkpoints; the user is told of the first."""
-        gib = sum(x.nbytes for name, x in state.items() if name.startswith(REPLAY)) / 2**30
-        if gib <= self.config.checkpoint.replay_gib:
-            return state
-        if self.keeps_replay:
-            self.keeps_replay = False
-            logger.warning(
-                "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and resumed, it "
-                "starts empty",
-                gib,
-            )
-        return without_replay(state)
+    def say_what_it_is(self, preprocessing: str, resumed: CheckpointInfo | None) -> None:
+        """What the user may want to know before the first log line."""
+        replay_bytes = sum(self.ranks.exchange(self.loop.learner.replay_bytes))
+        if self.record is None:
+            return
+        say = self.record.console.message
+        if preprocessing:
+            say(f"Preprocessing: {preprocessing}.")
+        if self.ranks.size > 1:
+            say(f"Ranks: {self.ranks.size}, each with about {len(self.members) / self.ranks.size:.3g} members.")
+        self.record.describe_network(self.env.observations.parts)
+        if resumed is not None:
+            say(f"Resumes at step {self.env_steps}: {self.record.resumed_from}")
+        if (gib := replay_bytes / 2**30) >= 1:
+            say(f"The replay takes {gib:.1f} GiB of memory.")
+        if self.loop.compiles:
+            say("The update is compiled once it begins: half a minute at first, seconds later on.")
 
     def run(self) -> None:
         """Collects and learns to the end of the budget, with evaluations, log lines and checkpoints on their way."""
@@ -211,9 +213,9 @@ class Trainer:
             while self.env_steps < self.config.total_env_steps:
                 self.look()
                 self.pass_boundary()
-                if self.callbacks.wants_stop:
+                self.meet()
+                if self.is_to_end:
                     break
-                self.stop.check()
                 self.run_iteration()
             self.save()  # a longer run resumes here
             self.loop.conclude(self.env_steps)
@@ -221,8 +223,24 @@ class Trainer:
             self.finish()
         except Stopped as stopped:
             raise self.leave(stopped) from None
+        except RankLost as lost:
+            raise self.leave_others(lost) from None
         except OSError as error:
             raise not_writable(self.run_dir, error) from error
+
+    def meet(self) -> None:
+        """All ranks agree on whether to stop, and on when to ask again: a second later, by the slowest of them."""
+        if self.env_steps < self.next_meeting:
+            return
+        now, iterations = time.perf_counter(), (self.env_steps - self.met_after) // self.num_envs
+        pace = (now - self.met_at) / max(1, iterations)
+        signum, is_to_end, slowest = self.ranks.largest(self.stop.received or 0, self.callbacks.wants_stop, pace)
+        self.met_at, self.met_after = now, self.env_steps
+        until = 1 if self.ranks.size == 1 else max(1, int(SECONDS_BETWEEN_MEETINGS / max(slowest, 1e-9)))
+        self.next_meeting = self.env_steps + until * self.num_envs
+        self.is_to_end = bool(is_to_end)
+        if signum and not self.is_to_end:
+            raise Stopped(int(signum))
 
     def run_iteration(self) -> None:
         clock = time.perf_counter()
@@ -258,24 +276,23 @@ class Trainer:
 
     def look_for_failures(self) -> None:
         """Drops members with parameters that are not finite; the others continue. UserError where none is left."""
-        for member in torch.nonzero(~self.loop.learner.are_finite()).flatten().tolist():
+        own = torch.nonzero(~self.loop.learner.are_finite()).flatten().tolist()
+        for member in self.ranks.collect([self.share[i] for i in own]):
             if member not in self.failed:
                 self.failed[member] = self.env_steps
-                logger.warning(
-                    "member %d (seed %d) is dropped at step %d: its parameters are not finite; its policy stays that "
-                    "of its last evaluation",
-                    member,
-                    self.members[member].seed,
-                    self.env_steps,
-                )
-        if len(self.failed) == self.num_members:
+                if self.record is not None:
+                    logger.warning(
+                        "member %d (seed %d) is dropped at step %d: its parameters are not finite; its policy stays "
+                        "that of its last evaluation",
+                        member,
+                        self.members[member].seed,
+                        self.env_steps,
+                    )
+        if len(self.failed) == len(self.members):
             raise UserError(
                 f"{self.run_dir}: no member has finite parameters at step {self.env_steps}; a smaller "
                 "learning_rate or max_grad_norm may help, or other rewards"
             )
-
-    def sound_members(self) -> list[int]:
-        return [member for member in range(self.num_members) if member not in self.failed]
 
     def pass_boundary(self) -> None:
         """Writes a checkpoint where one is due."""
@@ -285,54 +302,91 @@ class Trainer:
         checkpoint.advance(self.env_steps)
         self.save()
         self.callbacks.call("on_checkpoint", CheckpointView(self.env_steps, self.run_dir))
+        self.next_meeting = self.env_steps
 
     def save(self) -> None:
         """Writes a checkpoint beside the training, unless there is one of this very state."""
         if not self.has_checkpoints or self.saved_at == self.env_steps:
             return
-        wandb_id, wandb_step = self.tracker.wandb.position()
+        if self.record is not None:
+            self.record.checkpoints.wait()  # first: of a large replay there is room for one copy
+        if not all(self.ranks.exchange(self.loop.learner.keeps_frames)) and self.loop.learner.keeps_frames:
+            self.loop.keep_whole_observations_()  # as those of another rank do
+        state = self.without_large_replay(self.loop.state() | named("inspection", self.inspection_streams.state()))
+        tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
+        whole = self.ranks.gather(tensors)
+        self.saved_at = self.env_steps
+        if self.record is None:
+            return
+        tracker = self.record.tracker
+        wandb_id, wandb_step = tracker.wandb.position()
         info = CheckpointInfo(
             env_steps=self.env_steps,
             num_updates=self.loop.num_updates,
             updates_before_refill=self.updates_before_refill,
             milestones={name: milestones.next for name, milestones in self.milestones.items()},
             elapsed_seconds=time.perf_counter() - self.started,
-            metrics_bytes=self.tracker.num_bytes(),
+            metrics_bytes=tracker.num_bytes(),
             mean_return=self.mean_return,
             failed=self.failed,
-            best=self.best.info.members,
+            best=self.record.best.info.members,
             wandb_id=wandb_id,
             wandb_step=wandb_step,
             device=self.device.type,
             config=self.config.model_dump(),
             versions=self.versions,
         )
-        self.checkpoints.wait()  # first: of a large replay there is room for one copy
-        state = self.without_large_replay(self.state())
-        tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
-        self.checkpoints.save(info, tensors)
-        self.saved_at = self.env_steps
+        self.record.checkpoints.save(info, whole | capture(self.record.policies()))
 
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Brings everything to where it was when the checkpoint was written."""
-        info, tensors = checkpoint.info, checkpoint.tensors
-        for name in ("torch", "kernels"):
-            if info.versions.get(name, self.versions[name]) != self.versions[name]:
+    def without_large_replay(self, state: State) -> State:
+        """The state without a replay that is too large for checkpoints; the user is told of the first."""
+        own_bytes = sum(x.nbytes for name, x in state.items() if name.startswith(REPLAY))
+        gib = sum(self.ranks.exchange(own_bytes)) / 2**30
+        if gib <= self.config.checkpoint.replay_gib:
+            return state
+        if self.keeps_replay:
+            self.keeps_replay = False
+            if self.record is not None:
                 logger.warning(
-                    "the run was computed with %s %s and resumes with %s: it continues, but not bit for bit",
-                    name,
-                    info.versions[name],
-                    self.versions[name],
+                    "the replay takes %.1f GiB, more than checkpoint.replay_gib: if this run is stopped and resumed, "
+                    "it starts empty",
+                    gib,
                 )
+        return without_replay(state)
+
+    def resume(self) -> CheckpointInfo | None:
+        """Brings everything to where it was at the newest checkpoint, of however many ranks. None where there is none.
+
+        Rank 0 reads it and hands each rank the rows of its members.
+        """
+        tensors: State = {}
+        found: CheckpointInfo | None = None
+        if self.record is not None:
+            checkpoint = checkpoint_of(self.config, self.run_dir, self.device.type)
+            if checkpoint is not None:
+                found, tensors = checkpoint.info, checkpoint.tensors
+                self.record.resume(checkpoint, self.versions)
+        text = self.ranks.from_first(lambda: None if found is None else found.model_dump_json())
+        if text is None:
+            return None
+        info = found or CheckpointInfo.model_validate_json(text)
+        self.restore(info, self.ranks.scatter(tensors, len(self.members)))
+        return info
+
+    def restore(self, info: CheckpointInfo, tensors: State) -> None:
+        """`tensors`: of a checkpoint, the rows of the members that this rank trains."""
         self.keeps_replay = any(name.startswith(REPLAY) for name in tensors)
         if self.keeps_replay:
             self.loop.make_room_(tensors)
-        state = self.state() if self.keeps_replay else without_replay(self.state())
-        require_fit(checkpoint, state)
+        own = self.loop.state() | named("inspection", self.inspection_streams.state())
+        own |= named("policy", dict(self.policy.tensors()))
+        state = own if self.keeps_replay else without_replay(own)
+        folder = self.record and self.record.resumed_from
+        require_fit(folder or self.run_dir, tensors, state)
         restore_(state, tensors)
         if not self.env.has_state:
-            self.repeat_steps(checkpoint)
-        if any(name.startswith(REPLAY) for name in self.state()) and not self.keeps_replay:
+            self.repeat_steps(tensors)
+        if any(name.startswith(REPLAY) for name in own) and not self.keeps_replay:
             self.loop.learner.refill_replay_(info.env_steps)
             self.updates_before_refill = info.num_updates
         else:
@@ -343,41 +397,36 @@ class Trainer:
             if name.startswith("gradients/")
         }
         self.env_steps = self.saved_at = self.logged_env_steps = info.env_steps
+        self.met_after = self.next_meeting = info.env_steps
         self.loop.num_updates = self.logged_updates = info.num_updates
         self.started -= info.elapsed_seconds
         self.mean_return, self.failed = info.mean_return, dict(info.failed)
         for name, milestones in self.milestones.items():
             milestones.resume(info.env_steps, info.milestones.get(name, 0))
-        self.best.info = self.best.info.model_copy(update={"members": info.best})
-        if info.best[0].eval_return is not None:
-            self.best.save(self.run_dir / "policy" / "best")
 
-    def repeat_steps(self, checkpoint: Checkpoint) -> None:
+    def repeat_steps(self, tensors: State) -> None:
         """Brings environments that cannot be saved to where they were, by the actions since they were last seeded."""
-        obs = self.env.repeat(checkpoint.tensors)
-        if not torch.equal(self.loop.by_member(obs), self.loop.obs):
+        obs = self.env.repeat(tensors)
+        are_equal = self.ranks.exchange(torch.equal(self.loop.by_member(obs), self.loop.obs))
+        if not all(are_equal) and self.record is not None:
             logger.warning(
                 "%s is not deterministic given its seed: the run continues, but not as if it had never stopped",
                 self.env.spec_id,
             )
-
-    def state(self) -> State:
-        """All tensors that training changes."""
-        state = self.loop.state()
-        policies = named("policy", dict(self.policy.tensors())) | named("best", dict(self.best.tensors()))
-        return state | policies | named("inspection", self.inspection_streams.state())
 
     def leave(self, stopped: Stopped) -> Stopped:
         """Saves what is done; what to tell the user."""
         has_ended = self.env_steps >= self.config.total_env_steps
         if self.is_between_steps and not has_ended:
             self.save()
-        self.checkpoints.wait()
+        if self.record is None:
+            return stopped
+        self.record.checkpoints.wait()
         resume = command("train", "--resume", self.run_dir)
         when, how = "", f"saved; {resume} continues the run"
         if not self.is_between_steps:
             when = " while programs were compiled"
-        if not self.is_between_steps or not self.checkpoints.last_was_written:
+        if not self.is_between_steps or not self.record.checkpoints.last_was_written:
             how = f"{resume} continues at the last checkpoint, or starts over without one"
         if not self.has_checkpoints:
             how = "checkpoint.every_env_steps=null: there is no checkpoint to resume"
@@ -387,15 +436,22 @@ class Trainer:
             stopped.signum, f"stopped at step {self.env_steps} of {self.config.total_env_steps}{when}; {how}"
         )
 
+    def leave_others(self, lost: RankLost) -> RankLost:
+        """What to tell the user of a rank that has ended."""
+        return RankLost(
+            f"{lost}: the run ends at step {self.env_steps} of {self.config.total_env_steps}; the same command with "
+            f"run_dir={self.run_dir} --resume auto continues at the last checkpoint, or starts over without one"
+        )
+
     def log(self) -> None:
         """Writes the means since the last log line, of what there was in a member."""
         gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
         columns = {**self.loop.episodes.read_(), **self.loop.metrics.read_(), **gradients}
         self.gradients = {}
         seconds = max(self.training_seconds, 1e-9)
-        restarts = self.env.restarts.reshape(self.num_members, -1).sum(1)
+        restarts = self.env.restarts.reshape(len(self.share), -1).sum(1)
         rows: list[dict[str, float]] = []
-        for i in range(self.num_members):
+        for i in range(len(self.share)):
             row = {name: float(values[i]) for name, values in columns.items() if not np.isnan(values[i])}
             if restarts[i]:
                 row["env/restarts"] = float(restarts[i])
@@ -405,47 +461,53 @@ class Trainer:
             rows.append(row)
         self.training_seconds = 0.0
         self.logged_env_steps, self.logged_updates = self.env_steps, self.loop.num_updates
-        self.write(rows)
+        self.write(self.ranks.collect(rows))
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
-        rows = [{} if member in self.failed else row for member, row in enumerate(rows)]
-        self.tracker.write(self.env_steps, rows)
-        self.console.update(self.env_steps, rows)
+        """`rows`: of all members."""
+        if self.record is not None:
+            self.record.write(self.env_steps, [{} if member in self.failed else row for member, row in enumerate(rows)])
 
     def evaluate(self) -> None:
         """Greedy and sampled returns of the averaged policies; keeps each member's best weights."""
         members = self.evaluate_policy(self.evaluation_env, self.config.evaluation.episodes)
-        self.mean_return = float(np.mean([members[i]["greedy"]["mean"] for i in self.sound_members()]))
-        rows = [
-            {f"eval/return_{mode}": member[mode]["mean"] for mode in MODES}
-            | {f"eval/length_{mode}": float(np.mean(member[mode]["lengths"])) for mode in MODES}
-            for member in members
-        ]
-        self.write(rows)
-        improved = [
-            i
-            for i, (new, old) in enumerate(zip(self.policy.info.members, self.best.info.members, strict=True))
-            if i not in self.failed
-            if old.eval_return is None or float(new.eval_return or 0.0) >= old.eval_return
-        ]
-        if improved:
-            self.best.take_members_(self.policy, improved)
-            self.best.save(self.run_dir / "policy" / "best")
+        sound = [member for member in range(len(members)) if member not in self.failed]
+        self.mean_return = float(np.mean([members[i]["greedy"]["mean"] for i in sound]))
+        self.write(
+            [
+                {f"eval/return_{mode}": member[mode]["mean"] for mode in MODES}
+                | {f"eval/length_{mode}": float(np.mean(member[mode]["lengths"])) for mode in MODES}
+                for member in members
+            ]
+        )
+        if self.record is not None:
+            self.record.keep_best(sound)
         self.callbacks.call("on_evaluation", EvaluationView(self.env_steps, copy.deepcopy(members)))
+        self.next_meeting = self.env_steps
 
     def evaluate_policy(self, env: VectorEnvironment, num_episodes: int) -> list[dict[str, Any]]:
-        """Takes over the averaged policies and evaluates them on episodes of their own seeds."""
-        progress = self.console.evaluation_progress()
+        """Takes over the averaged policies and evaluates them on episodes of their own seeds; of all members."""
+        progress = None if self.record is None else self.record.console.evaluation_progress()
 
         def before_step(done: int, total: int) -> None:
             self.stop.check()
-            progress(done, total)
+            if progress is not None:
+                progress(done, total)
 
         self.take_over_policies()
         numbers, limit = (self.env_steps, num_episodes), self.config.evaluation.max_episode_steps
-        members = evaluate_members(self.policy, env, num_episodes, numbers, MODES, limit, before_step)
-        self.policy.record_evaluation_(self.env_steps, [member["greedy"]["mean"] for member in members])
-        if (num_cut := sum(member[mode]["cut"] for member in members for mode in MODES)) and not self.told_of_cut:
+        own: list[dict[str, Any]] | int
+        try:
+            own = evaluate_members(self.policy, env, num_episodes, numbers, MODES, limit, before_step)
+        except Stopped as stopped:
+            own = stopped.signum
+        found = self.ranks.exchange(own)
+        if signals := [answer for answer in found if isinstance(answer, int)]:
+            raise Stopped(max(signals))
+        members = list(itertools.chain(*found))
+        self.record_evaluation([member["greedy"]["mean"] for member in members])
+        num_cut = sum(member[mode]["cut"] for member in members for mode in MODES)
+        if num_cut and not self.told_of_cut and self.record is not None:
             self.told_of_cut = True
             logger.warning(
                 "%d episodes of the evaluation at step %d were cut after %d steps (evaluation.max_episode_steps); they "
@@ -458,68 +520,38 @@ class Trainer:
 
     def take_over_policies(self) -> None:
         """The averaged policies of the members that are sound."""
-        self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, self.sound_members())
+        sound = [i for i, member in enumerate(self.share) if member not in self.failed]
+        self.policy.copy_from_(self.loop.learner.evaluated_actor, self.loop.normalizer, sound)
+
+    def record_evaluation(self, returns: Sequence[float | None]) -> None:
+        """Notes what the present weights of all members have brought, and has rank 0 take them over."""
+        self.policy.record_evaluation_(self.env_steps, returns[self.share.start : self.share.stop])
+        weights = self.ranks.gather(self.policy.tensors())
+        if self.record is not None and self.record.policy is not self.policy:
+            self.record.policy.record_evaluation_(self.env_steps, returns)
+            restore_(self.record.policy.tensors(), weights)
 
     def finish(self) -> None:
         """Writes the final policy, evaluates it on fresh environments, writes its returns and result.json."""
         wall_seconds = time.perf_counter() - self.started
         self.save_final_weights()  # now: the evaluation may take long, or be stopped
         num_episodes = self.config.evaluation.final_episodes
-        with contextlib.closing(make_env(self.config, num_parallel_envs(num_episodes), self.device)) as env:
+        with contextlib.closing(make_env(self.own_config, num_parallel_envs(num_episodes), self.device)) as env:
             members = self.evaluate_policy(env, num_episodes)
         for member, env_steps in self.failed.items():
             members[member]["failed_at_env_steps"] = env_steps
-        result = {
-            "env_id": self.config.env.id,
-            "env_steps": self.env_steps,
-            "wall_seconds": wall_seconds,
-            "max_episode_steps": self.config.evaluation.max_episode_steps,
-            "versions": self.versions,
-            "members": members,
-        }
-        try:
-            self.tracker.require_in_place()
-            self.policy.save(self.run_dir / "policy" / "final")
-            write_atomically(self.run_dir / "result.json", json.dumps(result, indent=1))
-        finally:
-            self.console.final_table(result)  # where they cannot be written they are shown nevertheless
-        self.tracker.summarize(
-            [
-                {} if i in self.failed else {f"eval/final_return_{mode}": member[mode]["mean"] for mode in MODES}
-                for i, member in enumerate(members)
-            ]
-        )
-        if self.config.wandb.log_policy:
-            self.tracker.wandb.log_policy(self.run_dir / "policy", "policy")
-        if self.config.wandb.log_video:
-            self.log_video()
-        self.console.saved(self.run_dir, next_commands(self.run_dir, self.policy.info))
-
-    def log_video(self) -> None:
-        """An episode of the best member's best weights, to W&B. Where it cannot be filmed, one warning."""
-        infos = self.best.info.members
-        best = max(self.sound_members(), key=lambda i: -math.inf if (r := infos[i].eval_return) is None else r)
-        policy, seed = self.best.select([best]), self.members[best].seed
-        try:
-            of_policy = make_env_of_policy(
-                policy, 1, trust=True, changes={"id": self.config.env.id}, render_mode="rgb_array"
-            )
-            with contextlib.redirect_stdout(sys.stderr), contextlib.closing(of_policy) as env:
-                video = record(policy, env, self.run_dir / "videos", seed, sampled=False)
-        except UserError as error:
-            logger.warning("wandb.log_video: no video: %s", error)
-            return
-        self.tracker.wandb.log_video(video.path)
+        if self.record is not None:
+            self.record.finish(self.env_steps, wall_seconds, self.versions, members)
+        self.ranks.exchange("done")  # a rank returns once the files are there
 
     def save_final_weights(self) -> None:
         """Of policies and critics, before their last evaluation."""
-        self.tracker.require_in_place()
         self.take_over_policies()
         if self.policy.info.members[0].env_steps != self.env_steps:
-            self.policy.record_evaluation_(self.env_steps, [None] * self.num_members)
-        self.policy.save(self.run_dir / "policy" / "final")
-        for file, tensors in self.loop.learner.weights_to_save().items():
-            save_weights(tensors, self.run_dir / file)
+            self.record_evaluation([None] * len(self.members))
+        weights = {file: self.ranks.gather(own) for file, own in self.loop.learner.weights_to_save().items()}
+        if self.record is not None:
+            self.record.save_final(weights)
 
 
 def without_replay(state: State) -> State:
