@@ -258,6 +258,16 @@ class EstimatorConfig(Section):
         return self
 
 
+class ParallelConfig(Section):
+    """How the ranks share a run that torchrun starts."""
+
+    data: bool = Field(
+        False,
+        description="false: each rank trains some of the members; true: all of them, with a part of their "
+        "environments, replay and batch, and gradients of the whole batch",
+    )
+
+
 class NetworkConfig(Section):
     """What turns observations into features, in the actor and in each critic."""
 
@@ -443,6 +453,7 @@ class Config(Section):
         json_schema_extra=NOT_LEARNING,
     )
 
+    parallel: ParallelConfig = ParallelConfig()
     network: NetworkConfig = NetworkConfig()
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
     normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
@@ -549,6 +560,7 @@ class Config(Section):
     wandb: WandbConfig = Field(WandbConfig(), json_schema_extra=NOT_LEARNING)
 
     _only: range | None = PrivateAttr(None)  # members
+    _data_part: tuple[int, int] = PrivateAttr((0, 1))  # which of how many
 
     def __init__(self, **values: Any) -> None:
         """Sections may be dicts: Config(env={"id": "CartPole-v1"}).  InvalidConfig with every fault at once."""
@@ -683,6 +695,22 @@ class Config(Section):
         part = self.model_copy()
         part._only = only
         return part
+
+    def with_part_of_data(self, part: int, num_parts: int) -> "Config":
+        """The same config, of one part of the environments of each member."""
+        own = self.model_copy()
+        own._data_part = part, num_parts
+        return own
+
+    @property
+    def data_part(self) -> tuple[int, int]:
+        """Which part of a member's environments this is about, of how many."""
+        return self._data_part
+
+    @property
+    def streams_of_part(self) -> tuple[int, ...]:
+        """What tells the random numbers of a part's environments and replay from those of others (`member_seeds`)."""
+        return self._data_part[:1] if self._data_part[0] else ()
 
     @property
     def population_size(self) -> int:

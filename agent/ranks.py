@@ -93,14 +93,14 @@ class Ranks:
         """
         if self.size == 1:
             return dict(tensors)
-        layouts = self.exchange({name: list(x.shape) for name, x in tensors.items()})
+        shapes = self.exchange({name: list(x.shape) for name, x in tensors.items()})
         found = {}
         for name, x in tensors.items():
             if x.ndim == 0:
                 found[name] = x.cpu()
                 continue
-            lengths = [layout[name][0] for layout in layouts]
-            rest = [max(of_axis) for of_axis in zip(*(layout[name][1:] for layout in layouts), strict=True)]
+            lengths = [of_rank[name][0] for of_rank in shapes]
+            rest = [max(of_axis) for of_axis in zip(*(of_rank[name][1:] for of_rank in shapes), strict=True)]
             own = fitted(x.detach().cpu(), rest)
             if not self.is_first:
                 send(own, to=0)
@@ -118,16 +118,13 @@ class Ranks:
         """Of what rank 0 has, each rank's rows: tensors have those of `count` members along their first axis."""
         if self.size == 1:
             return dict(tensors)
-        layout: dict[str, list[Any]] = self.from_first(
-            lambda: {name: [list(x.shape), str(x.dtype)] for name, x in tensors.items()}
-        )
         found = {}
-        for name, (shape, dtype) in layout.items():
+        for name, (shape, dtype) in self.from_first(lambda: layout(tensors)).items():
             of_member = shape[0] // count if shape else 1
             lengths = [len(own) * of_member for own in shares(count, self.size)]
             if not self.is_first:
                 rows = [lengths[self.rank], *shape[1:]] if shape else []
-                found[name] = receive(torch.empty(rows, dtype=getattr(torch, dtype.removeprefix("torch."))), 0)
+                found[name] = receive(empty(rows, dtype), 0)
                 continue
             parts = tensors[name].split(lengths) if shape else [tensors[name]] * self.size
             for rank in range(1, self.size):
@@ -144,6 +141,32 @@ class Ranks:
         while (number := self.store.add(f"taken{self.num_rounds}", 1) - 1) < count:
             yield number
         self.exchange("done")
+
+    def gather_each(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """At rank 0 the tensors of each rank, on the CPU; nothing at the others."""
+        if self.size == 1:
+            return [dict(tensors)]
+        layouts = self.exchange(layout(tensors))
+        if not self.is_first:
+            for x in tensors.values():
+                send(x, to=0)
+            return []
+        others = [
+            {name: receive(empty(*of), rank) for name, of in layouts[rank].items()} for rank in range(1, self.size)
+        ]
+        return [dict(tensors), *others]
+
+    def scatter_each(self, parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Of what rank 0 has for each rank, this rank's."""
+        if self.size == 1:
+            return dict(parts[0])
+        own: dict[str, Any] = self.from_first(lambda: [layout(part) for part in parts])[self.rank]
+        if not self.is_first:
+            return {name: receive(empty(*of), 0) for name, of in own.items()}
+        for rank, part in enumerate(parts[1:], 1):
+            for x in part.values():
+                send(x, to=rank)
+        return dict(parts[0])
 
     def require_alike(self, what: str, facts: Mapping[str, Any]) -> None:
         """UserError where a rank has other facts than rank 0, with those that differ."""
@@ -219,7 +242,8 @@ def join() -> Ranks:
         store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store where it begins again
         own = dist.PrefixStore(f"gumbel/{attempt}", store)
-        dist.init_process_group("gloo", store=own, rank=rank, world_size=size, timeout=timedelta(hours=1))
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timedelta(hours=1))
     except (RuntimeError, ValueError) as error:
         why = in_short(error)
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
@@ -246,6 +270,16 @@ def shares(count: int, size: int) -> list[range]:
     """`count` things in order, dealt to `size` ranks as evenly as can be."""
     ends = [count * rank // size for rank in range(size + 1)]
     return [range(first, last) for first, last in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def layout(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Their shapes and types, as JSON has them."""
+    return {name: [list(x.shape), str(x.dtype)] for name, x in tensors.items()}
+
+
+def empty(shape: Sequence[int], dtype: str) -> Tensor:
+    """To receive a tensor of a layout."""
+    return torch.empty(shape, dtype=getattr(torch, dtype.removeprefix("torch.")))
 
 
 def as_bytes(x: Tensor) -> Tensor:

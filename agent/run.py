@@ -31,6 +31,13 @@ class Run(os.PathLike[str]):
         if not (self.folder / "config.yaml").is_file():
             raise UserError(f"{self.folder}: not a run folder: no config.yaml, which training writes")
 
+    @classmethod
+    def of_rank(cls, folder: Path) -> "Run":
+        """What a rank other than the first returns, which may not reach the disk that the folder is on."""
+        run = cls.__new__(cls)
+        run.folder, run.trust = folder, True
+        return run
+
     @cached_property
     def config(self) -> Config:
         """Every setting, resolved."""

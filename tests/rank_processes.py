@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 TRAIN = [str(ROOT / "train.py")]
 
@@ -67,6 +69,8 @@ def wait(processes: Sequence[subprocess.Popen[str]], seconds: float = 120) -> En
         texts = [process.communicate(timeout=max(0.1, ends - time.monotonic())) for process in processes]
     except BaseException:
         for process in processes:
+            for of_torchrun in psutil.Process(process.pid).children():
+                of_torchrun.kill()
             process.kill()
             process.communicate()
         raise

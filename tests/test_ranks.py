@@ -293,3 +293,45 @@ def test_a_callback_of_rank_0_stops_all(tmp_path: Path) -> None:
     )
     ended = run(2, str(script), *SHORT, f"run_dir={tmp_path / 'run'}")
     assert ended.codes == [0, 0] and ended.out == ["40 3\n"] * 2, ended
+
+
+@pytest.mark.parametrize("kind", ["actor_critic", "joint", "masks", "memory", "reinforce"])
+def test_one_update_on_the_same_rows_is_that_of_one_process(kind: str, tmp_path: Path) -> None:
+    ended = run(2, str(ROOT / "tests" / "data_ranks_script.py"), str(tmp_path), kind)
+    assert ended.codes == [0, 0], ended.said
+    ranks = [load_file(tmp_path / str(rank)) for rank in range(2)]
+    names = [name.removeprefix("whole/") for name in ranks[0] if name.startswith("whole/")]
+    assert "actor" in names and len(names) >= 2
+    for name in names:
+        whole = ranks[0][f"whole/{name}"]
+        assert torch.equal(ranks[0][f"part/{name}"], ranks[1][f"part/{name}"])
+        torch.testing.assert_close(ranks[0][f"part/{name}"], whole, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("overrides", [["algorithm=reinforce"], ["network.memory=gru", "sequence_length=4"]])
+def test_ranks_that_share_the_data_of_members_resume_bit_for_bit(overrides: list[str], tmp_path: Path) -> None:
+    settings = [LONG, "parallel.data=true", "seeds=1", "evaluation.final_episodes=5", *overrides]
+    command = train_command(*settings, f"run_dir={tmp_path / 'unbroken'}")
+    assert run(2, *command).codes == [0, 0]
+    command = train_command(*settings, f"run_dir={tmp_path / 'run'}", "--resume", "auto")
+    processes = start(2, [command])
+    wait_for(tmp_path / "run" / "checkpoints" / "step_100")
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    assert wait(processes).codes == [143, 143]
+    ended = run(1, *command)
+    assert ended.codes == [2] and "was written by 2 ranks" in ended.said
+    ended = run(2, *command)
+    assert ended.codes == [0, 0] and "Ranks: 2, each with 1 of the 2 environments of each member." in ended.out[0]
+    assert_same(tmp_path / "run", tmp_path / "unbroken", exactly=True)
+    (member,) = json.loads((tmp_path / "run" / "result.json").read_text())["members"]
+    assert len(member["greedy"]["returns"]) == 5 and member["greedy"]["mean"] > 8
+    assert {row["env_steps"] for row in metrics(tmp_path / "run")} >= {10, 300, 600}
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [("env.num_envs=3", "use a multiple of 2, for example 4"), ("batch_size=7", "use a multiple of 2, for example 8")],
+)
+def test_data_that_cannot_be_divided_is_refused(setting: str, message: str) -> None:
+    assert message in refused(train_command("parallel.data=true", setting))

@@ -14,6 +14,7 @@ from torch import Tensor
 from agent.action_space import ActionSpace
 from agent.config import Config
 from agent.config_fields import ConfigError, Section, imported
+from agent.data_ranks import UNDIVIDED, DataRanks
 from agent.metrics import Metric
 from agent.networks.heads import Actor
 from agent.normalizer import ObservationNormalizer
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     normalizer: ObservationNormalizer
     device: torch.device
     frame_stack: FrameStack = FrameStack()  # how observations stack frames, if they do
+    data: DataRanks = UNDIVIDED  # the ranks that share the data of each member: pool gradients and means over them
 
     @property
     def obs_size(self) -> int:

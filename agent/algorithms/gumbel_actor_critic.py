@@ -63,7 +63,9 @@ class GumbelActorCritic(OffPolicy):
         self.trained = [self.critics.network, *self.actor.populations().values()]
         self.optimizer = PopulationAdam([*(network.flat for network in self.trained), self.log_alpha])
         self.schedules = Schedules(config, self.device)
-        rho = ladder(self.tensor(config.per_member_pairs("noise_persistence")), self.num_envs)
+        part, num_parts = config.data_part
+        rho = ladder(self.tensor(config.per_member_pairs("noise_persistence")), num_parts * self.num_envs)
+        rho = rho[:, part * self.num_envs : (part + 1) * self.num_envs]
         self.exploration = PersistentGumbelNoise(self.actions, rho, self.num_envs, self.streams)
         self.memory_after = self.memory.clone()
         self.num_inspections, self.num_inspected_states = planned(self, num_updates(config))
@@ -122,6 +124,7 @@ class GumbelActorCritic(OffPolicy):
             return critic_loss + actor_loss + alpha_loss, (critic_loss, q_a, target, actor_loss, entropy)
 
         found, (critic_loss, q_a, target, actor_loss, entropy) = gradients(loss, *self.trained, self.log_alpha)
+        found = self.data.pooled(found, self.num_members, weight)
         critic_gradient, actor_gradient, *_ = found
         critic_norm = clip_grad_norm_(critic_gradient, self.num_members, self.config.max_grad_norm)
         actor_norm = clip_grad_norm_(actor_gradient, self.num_members, self.config.max_grad_norm)

@@ -35,7 +35,8 @@ class OffPolicy(Algorithm):
         self.config, self.actions, self.normalizer, self.device = config, task.actions, task.normalizer, task.device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
-        self.streams = RandomStreams(member_seeds(self.seeds, "learner"), self.device)
+        self.data = task.data
+        self.streams = RandomStreams(member_seeds(self.seeds, "learner", *config.streams_of_part), self.device)
         self.learns_from = torch.tensor(learns_from(config))  # on the CPU: later where a replay is filled again
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
         self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())

@@ -62,7 +62,8 @@ class Reinforce(Algorithm):
         )  # fmt: skip
         device, seeds = task.device, [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(seeds), config.env.num_envs
-        self.streams = RandomStreams(member_seeds(seeds, "learner"), device)
+        self.data = task.data
+        self.streams = RandomStreams(member_seeds(seeds, "learner", *config.streams_of_part), device)
         self.actor = self.evaluated_actor = make_actor(config, task.obs_parts, self.actions, device)
         self.encoder, self.memory_size = self.actor.encoder, self.actor.state_size
         _, head, parts = stages(network_spec(config, task.obs_parts, layer_norm=False), task.obs_parts)
@@ -178,7 +179,7 @@ class Reinforce(Algorithm):
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
         """One step of the policy and a few of the baseline, on the episodes that ended since the last update."""
         rollout = self.gather(*self.monte_carlo_returns_())
-        has_data = rollout.weight.sum(-1) > 0  # else nothing moves, not even by momentum
+        has_data = self.data.total(rollout.weight.sum(-1)) > 0  # else nothing moves, not even by momentum
         learning_rate = self.learning_rate * (1 - progress * (1 - self.config.learning_rate_end))
         learning_rate = learning_rate * has_data.unsqueeze(-1)
 
@@ -191,6 +192,7 @@ class Reinforce(Algorithm):
             return loss, (loss, entropy)
 
         found, (loss, entropy) = gradients(loss_of, *self.actor.populations().values())
+        found = self.data.pooled(found, self.num_members, rollout.weight)
         norms = [clip_grad_norm_(gradient, self.num_members, self.config.max_grad_norm) for gradient in found]
         self.actor_optimizer.step(found, [learning_rate] * len(found))
         values = (
@@ -282,12 +284,13 @@ class Reinforce(Algorithm):
         returns, weight = rollout.returns, rollout.weight
         loss = torch.zeros_like(returns[:, 0])
         if not self.settings.baseline:
-            return self.normalized(returns - losses.mean(returns, weight).unsqueeze(-1), weight), loss
+            return self.normalized(returns - self.data.mean(returns, weight).unsqueeze(-1), weight), loss
         advantage = returns - self.baseline(features).squeeze(-1) * self.return_scale
-        rms = losses.mean(returns.square(), weight).sqrt().unsqueeze(-1)
+        rms = self.data.mean(returns.square(), weight).sqrt().unsqueeze(-1)
         self.return_scale.copy_(torch.where(rms > 0, torch.maximum(self.return_scale, rms), self.return_scale))
         for _ in range(self.settings.baseline_updates):
             gradient, loss, _ = self.baseline.gradient(lambda given: self.baseline_loss(given, features, rollout))
+            (gradient,) = self.data.pooled([gradient], self.num_members, weight)
             clip_grad_norm_(gradient, self.num_members, self.config.max_grad_norm)
             self.baseline_optimizer.step([gradient], [learning_rate])
         return self.normalized(advantage, weight), loss
@@ -295,8 +298,8 @@ class Reinforce(Algorithm):
     def normalized(self, advantage: Float[Tensor, "P B"], weight: Tensor) -> Float[Tensor, "P B"]:
         if not self.settings.normalize_returns:
             return advantage
-        mean = losses.mean(advantage, weight).unsqueeze(-1)
-        std = losses.mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
+        mean = self.data.mean(advantage, weight).unsqueeze(-1)
+        std = self.data.mean((advantage - mean).square(), weight).sqrt().unsqueeze(-1)
         return advantage / (std + 1e-8)
 
 

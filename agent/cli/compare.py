@@ -56,11 +56,11 @@ what counts
   than 5 seeds nothing is tested: there are no marks and there is no verdict.
 
 what happens
-  torchrun --nproc-per-node=4 compare.py ... trains four of the runs at a time, each in a process of its own.
   What is trained already is not trained again, so after Ctrl-C the same command trains the runs still missing.
   Everything lands in comparisons/<name>/, over what an earlier comparison of that name left: report.html (one page,
   to pass on as it is), its figures as PNG and SVG, results.csv, results.json (every seed). Tables and
   figures also go to W&B, as wandb.mode of the first entry says; if that is auto, WANDB_MODE=disabled keeps them here.
+  Under torchrun --nproc-per-node=4 compare.py ... four of the runs are trained at a time, each by one process.
 """
 
 

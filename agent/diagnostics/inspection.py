@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from agent.config import Config, EstimatorConfig
+from agent.data_ranks import DataRanks
 from agent.diagnostics.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.estimators import Estimator, make_estimator
 from agent.networks.heads import Actor, Critics, CriticsAt
@@ -51,6 +52,7 @@ class Inspected(Protocol):
     """What is looked at: an actor, its critics and the states that it visited."""
 
     num_members: int
+    data: DataRanks
     device: torch.device
     config: Config
     actor: Actor
@@ -150,6 +152,7 @@ def inspect(
     if of.schedules.is_adaptive:
         candidates = torch.stack([tau * step for step in TAU_STEPS]).clamp(*TAU_RANGE)
         errors = torch.stack([quality_at(x).relative_mse(of.config.batch_size) for x in candidates])
+        errors = of.data.total(errors)  # so that ranks that share the members choose the same
         best = errors.nan_to_num(math.inf).argmin(0, keepdim=True)  # without a gradient to compare with, as it was
         tau = candidates.gather(0, best).squeeze(0)
         of.schedules.hold_tau_(tau)

@@ -59,6 +59,7 @@ class CheckpointInfo(BaseModel):
     wandb_id: str | None
     wandb_step: int
     device: str
+    num_data_ranks: int = Field(1, ge=1)  # which shared the data of each member
     config: dict[str, Any]
     versions: dict[str, str]
 

@@ -14,6 +14,7 @@ from agent.action_space import ActionSpace
 from agent.algorithms.base import Algorithm, Task, make_algorithm
 from agent.config import Config
 from agent.config_fields import ConfigError
+from agent.data_ranks import UNDIVIDED, DataRanks
 from agent.normalizer import make_normalizer
 from agent.seeding import member_seeds
 from agent.state import State, named
@@ -39,14 +40,21 @@ class TrainingLoop:
         env: VectorEnvironment,
         device: torch.device,
         check_stop: Callable[[], None] = lambda: None,
+        data: DataRanks = UNDIVIDED,
     ) -> None:
-        """`check_stop`: raises where the run is asked to stop."""
+        """
+        Args:
+            check_stop: raises where the run is asked to stop.
+            data: the ranks among which the environments of each member are divided; these are this rank's.
+        """
         self.config, self.env, self.device = config, env, device
         self.seeds = [member.seed for member in config.members()]
         self.num_members, self.num_envs = len(self.seeds), config.env.num_envs
         stack = find_frame_stack(env, [0] * self.num_members)  # the same for all: a member depends on no other
         env.expect_frame_stack_(stack)
-        first_obs = env.reset(member_seeds(self.seeds, "environments"))  # first: it tells whether there are masks
+        self.data = data
+        seeds = member_seeds(self.seeds, "environments", *config.streams_of_part)
+        first_obs = env.reset(seeds)  # first: it tells whether there are masks
         require_masks_asked_for(config, env)
         self.normalizer = make_normalizer(
             self.num_members, env.observations, enabled=config.normalize_obs, device=device
@@ -59,6 +67,7 @@ class TrainingLoop:
             frame_stack=stack or FrameStack(),
             normalizer=self.normalizer,
             device=device,
+            data=data,
         )
         self.learner: Algorithm = make_algorithm(config, task)
         self.episodes = EpisodeStatistics(self.num_members, self.num_envs, device)
@@ -71,7 +80,7 @@ class TrainingLoop:
         if env.masks is not None:
             self.mask = self.by_member(env.masks.obs).clone()
         self.all_valid = torch.ones(self.obs.shape[:2], dtype=torch.bool, device=device)
-        self.normalizer.update_(self.obs, self.all_valid)
+        self.normalize_with(self.obs, self.all_valid)
         shape = (*self.obs.shape[:2], task.actions.num_factors)
         self.action: Int[Tensor, "P E K"] = torch.zeros(shape, dtype=torch.int64, device=device)
         no = torch.zeros(env.num_envs, dtype=torch.bool, device=device)
@@ -82,7 +91,7 @@ class TrainingLoop:
 
     def runners(self) -> tuple[Runner, Runner]:
         """How to run an iteration as a whole, and how to run each of its parts."""
-        if not self.learner.is_static:
+        if not self.learner.is_static or self.data.size > 1:  # neither program holds a sum over ranks
             return run_plain, run_plain
         if self.device.type == "cuda":
             return (CudaGraphs(), run_plain) if self.env.is_tensor_program else (run_plain, CudaGraphs())
@@ -158,10 +167,15 @@ class TrainingLoop:
             masks = Masks(self.mask, self.by_member(self.env.masks.next_obs))
             self.learner.store(self.obs, self.action, learned, masks)
             self.mask.copy_(self.by_member(self.env.masks.obs))
-        self.normalizer.update_(step.obs, step.valid)
+        self.normalize_with(step.obs, step.valid)
         self.episodes.update_(step)
         self.obs.copy_(step.obs)
         self.env_steps.add_(self.num_envs)
+
+    def normalize_with(self, obs: Float[Tensor, "P E D"], valid: Bool[Tensor, "P E"]) -> None:
+        """Has the normalizer take in the observations of all ranks that share the members."""
+        if self.normalizer.any_running:
+            self.normalizer.update_(self.data.gathered(obs), self.data.gathered(valid))
 
     def act(self, uniform: bool = False) -> None:
         """Chooses the next actions."""
@@ -185,6 +199,11 @@ class TrainingLoop:
         for _ in range(num_updates):
             self.update()
         self.num_updates += num_updates
+
+    def pool_averages_(self) -> None:
+        """Adds up what ranks that share the members have of episodes and metrics, before it is read."""
+        for total in (self.episodes.ended, self.episodes.num_ended, self.metrics.total, self.metrics.count):
+            self.data.add_up_(total)
 
     def progress(self) -> Float[Tensor, ""]:
         """Part of the run done."""

@@ -26,7 +26,7 @@ FREE = (
 )
 
 
-def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | None:
+def checkpoint_of(config: Config, run_dir: Path, device: str, num_data_ranks: int = 1) -> Checkpoint | None:
     """The newest checkpoint of a run that this config may resume; None where there is none yet.
 
     ConfigError where the config is not the run's, with every key that differs.
@@ -42,6 +42,11 @@ def checkpoint_of(config: Config, run_dir: Path, device: str) -> Checkpoint | No
         raise ConfigError(
             f"device: {folder} was written on {checkpoint.info.device}, whose random streams {device} has not; "
             f"use device={checkpoint.info.device}"
+        )
+    if checkpoint.info.num_data_ranks != num_data_ranks:
+        raise ConfigError(
+            f"parallel.data: {folder} was written by {checkpoint.info.num_data_ranks} ranks, each of which has its own "
+            f"environments and replay in it; it cannot be resumed by {num_data_ranks}"
         )
     done, total = checkpoint.info.env_steps, flat(checkpoint.info.config)["total_env_steps"]
     if config.total_env_steps < done and config.total_env_steps != total:  # the last step may lead beyond the end

@@ -33,6 +33,7 @@ from agent.training.record import RunRecord, members_info
 from agent.training.resume import checkpoint_of, is_finished
 from agent.training.run_dir import make_run_dir, not_writable, require_new, sole_writer
 from agent.training.setup import in_force, make_env, select_device
+from agent.training.sharing import Sharing, make_sharing
 from agent.training.stopping import StopSignals
 from agent.versions import code_digest, versions
 from envs import Factory, UserError, VectorEnvironment, registered
@@ -84,11 +85,6 @@ def train(
             )
         ranks.require_alike("code", {"files": code_digest(), "torch": str(torch.__version__)})
         ranks.require_alike("settings", flat(config.model_dump()))
-        if ranks.size > config.population_size:
-            raise ConfigError(
-                f"torchrun has started {ranks.size} ranks, but there are {config.population_size} members (seeds x "
-                f"sweep), of which each rank trains some; start fewer ranks or train more members"
-            )
         resume = resume or ranks.were_restarted
         if ranks.may_restart and config.run_dir is None:
             raise ConfigError(
@@ -96,11 +92,12 @@ def train(
                 "it then finds what to resume"
             )
         if resume and ranks.from_first(lambda: is_finished(config)):
-            return Run(str(config.run_dir), trust=True)
+            folder = Path(str(config.run_dir))
+            return Run(folder, trust=True) if ranks.is_first else Run.of_rank(folder)
         stack.enter_context(told_if_it_runs_out(OUT_OF_MEMORY))
         trainer = Trainer(config, stack, ranks, resume=resume, callbacks=callbacks, progress=progress)
         trainer.run()
-    return Run(trainer.run_dir, trust=True)
+    return Run(trainer.run_dir, trust=True) if ranks.is_first else Run.of_rank(trainer.run_dir)
 
 
 def with_env(config: Config, env_id: str) -> Config:
@@ -134,25 +131,28 @@ class Trainer:
         # Adam's moments of a parameter without gradient decay into denormals, each a hundred times slower to multiply.
         torch.set_flush_denormal(True)
         self.members, self.num_envs = config.members(), config.env.num_envs  # of all ranks
-        self.share = ranks.share(len(self.members))
-        self.own_config = config.with_members(self.share)
+        self.sharing: Sharing = make_sharing(config, ranks)
+        self.share, self.own_config = self.sharing.share, self.sharing.config
         self.seeds = [member.seed for member in self.own_config.members()]
-        self.env = stack.enter_context(contextlib.closing(make_env(self.own_config, self.num_envs, self.device)))
-        evaluation_envs = num_parallel_envs(config.evaluation.episodes)
+        own_envs = self.own_config.env.num_envs
+        self.env = stack.enter_context(contextlib.closing(make_env(self.own_config, own_envs, self.device)))
+        evaluation_envs = num_parallel_envs(max(1, self.sharing.num_episodes(config.evaluation.episodes)))
         self.evaluation_env = stack.enter_context(
             contextlib.closing(make_env(self.own_config, evaluation_envs, self.device))
         )
         self.has_checkpoints = config.checkpoint.every_env_steps is not None
         self.env.make_repeatable_()  # without checkpoints, too: they do not change what is learned
         self.stop = StopSignals()
-        self.loop = TrainingLoop(self.own_config, self.env, self.device, self.stop.check)
+        self.loop = TrainingLoop(self.own_config, self.env, self.device, self.stop.check, self.sharing.data)
         resolved, preprocessing = in_force(config)
         infos = members_info(self.members)
         described = describe_policy(resolved, self.env, infos)
         of_own = {"members": infos[self.share.start : self.share.stop]}
         self.policy = Policy(described.model_copy(update=of_own), self.device)
         self.gradients: dict[str, torch.Tensor] = {}  # as inspected since the last log line
-        self.inspection_streams = RandomStreams(member_seeds(self.seeds, "inspection"), self.device)
+        self.inspection_streams = RandomStreams(
+            member_seeds(self.seeds, "inspection", *self.own_config.streams_of_part), self.device
+        )
         self.milestones = {
             "inspect": Milestones(None, config.total_env_steps, parts=max(1, self.loop.learner.num_inspections)),
             "log": Milestones(config.log_every_env_steps, config.total_env_steps, parts=100),
@@ -179,7 +179,7 @@ class Trainer:
             stack.enter_context(sole_writer(self.run_dir))
             if not resume:
                 require_new(self.run_dir)
-            whole = self.policy if ranks.size == 1 else Policy(described, self.device)
+            whole = self.policy if len(self.share) == len(self.members) else Policy(described, self.device)
             self.record = RunRecord(config, self.run_dir, whole, self.device)
         resumed = self.resume() if resume else None
         if self.record is not None:
@@ -198,7 +198,11 @@ class Trainer:
         if preprocessing:
             say(f"Preprocessing: {preprocessing}.")
         if self.ranks.size > 1:
-            say(f"Ranks: {self.ranks.size}, each with about {len(self.members) / self.ranks.size:.3g} members.")
+            own_envs = self.own_config.env.num_envs
+            of_data = f"{own_envs} of the {self.num_envs} environments of each member"
+            of_members = f"about {len(self.members) / self.ranks.size:.3g} members"
+            each = of_data if self.sharing.num_parts > 1 else of_members
+            say(f"Ranks: {self.ranks.size}, each with {each}.")
         self.record.describe_network(self.env.observations.parts)
         if resumed is not None:
             say(f"Resumes at step {self.env_steps}: {self.record.resumed_from}")
@@ -218,7 +222,7 @@ class Trainer:
                     break
                 self.run_iteration()
             self.save()  # a longer run resumes here
-            self.loop.conclude(self.env_steps)
+            self.loop.conclude(self.env_steps // self.sharing.num_parts)
             self.look()
             self.finish()
         except Stopped as stopped:
@@ -234,7 +238,7 @@ class Trainer:
             return
         now, iterations = time.perf_counter(), (self.env_steps - self.met_after) // self.num_envs
         pace = (now - self.met_at) / max(1, iterations)
-        signum, is_to_end, slowest = self.ranks.largest(self.stop.received or 0, self.callbacks.wants_stop, pace)
+        signum, is_to_end, slowest = self.ranks.largest(float(self.stop.received or 0), float(self.callbacks.wants_stop), pace)
         self.met_at, self.met_after = now, self.env_steps
         until = 1 if self.ranks.size == 1 else max(1, int(SECONDS_BETWEEN_MEETINGS / max(slowest, 1e-9)))
         self.next_meeting = self.env_steps + until * self.num_envs
@@ -246,7 +250,7 @@ class Trainer:
         clock = time.perf_counter()
         before = (self.loop.obs.clone(), self.loop.action.clone()) if self.callbacks.watch_steps else None
         self.is_between_steps = False  # until it returns: a signal may end the compilation in it
-        self.loop.run_iteration(self.env_steps)
+        self.loop.run_iteration(self.env_steps // self.sharing.num_parts)
         self.is_between_steps = True
         self.env_steps += self.num_envs
         if self.milestones["log"].is_due(self.env_steps):
@@ -277,7 +281,7 @@ class Trainer:
     def look_for_failures(self) -> None:
         """Drops members with parameters that are not finite; the others continue. UserError where none is left."""
         own = torch.nonzero(~self.loop.learner.are_finite()).flatten().tolist()
-        for member in self.ranks.collect([self.share[i] for i in own]):
+        for member in itertools.chain(*self.ranks.exchange([self.share[i] for i in own])):
             if member not in self.failed:
                 self.failed[member] = self.env_steps
                 if self.record is not None:
@@ -314,7 +318,7 @@ class Trainer:
             self.loop.keep_whole_observations_()  # as those of another rank do
         state = self.without_large_replay(self.loop.state() | named("inspection", self.inspection_streams.state()))
         tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
-        whole = self.ranks.gather(tensors)
+        whole = self.sharing.whole(tensors)
         self.saved_at = self.env_steps
         if self.record is None:
             return
@@ -333,6 +337,7 @@ class Trainer:
             wandb_id=wandb_id,
             wandb_step=wandb_step,
             device=self.device.type,
+            num_data_ranks=self.sharing.num_parts,
             config=self.config.model_dump(),
             versions=self.versions,
         )
@@ -362,7 +367,7 @@ class Trainer:
         tensors: State = {}
         found: CheckpointInfo | None = None
         if self.record is not None:
-            checkpoint = checkpoint_of(self.config, self.run_dir, self.device.type)
+            checkpoint = checkpoint_of(self.config, self.run_dir, self.device.type, self.sharing.num_parts)
             if checkpoint is not None:
                 found, tensors = checkpoint.info, checkpoint.tensors
                 self.record.resume(checkpoint, self.versions)
@@ -370,7 +375,7 @@ class Trainer:
         if text is None:
             return None
         info = found or CheckpointInfo.model_validate_json(text)
-        self.restore(info, self.ranks.scatter(tensors, len(self.members)))
+        self.restore(info, self.sharing.part(tensors))
         return info
 
     def restore(self, info: CheckpointInfo, tensors: State) -> None:
@@ -387,7 +392,7 @@ class Trainer:
         if not self.env.has_state:
             self.repeat_steps(tensors)
         if any(name.startswith(REPLAY) for name in own) and not self.keeps_replay:
-            self.loop.learner.refill_replay_(info.env_steps)
+            self.loop.learner.refill_replay_(info.env_steps // self.sharing.num_parts)
             self.updates_before_refill = info.num_updates
         else:
             self.updates_before_refill = info.updates_before_refill
@@ -446,10 +451,11 @@ class Trainer:
     def log(self) -> None:
         """Writes the means since the last log line, of what there was in a member."""
         gradients = {name: values.cpu().numpy() for name, values in self.gradients.items()}
+        self.loop.pool_averages_()
         columns = {**self.loop.episodes.read_(), **self.loop.metrics.read_(), **gradients}
         self.gradients = {}
         seconds = max(self.training_seconds, 1e-9)
-        restarts = self.env.restarts.reshape(len(self.share), -1).sum(1)
+        restarts = self.sharing.data.total(torch.from_numpy(self.env.restarts.reshape(len(self.share), -1).sum(1)))
         rows: list[dict[str, float]] = []
         for i in range(len(self.share)):
             row = {name: float(values[i]) for name, values in columns.items() if not np.isnan(values[i])}
@@ -461,7 +467,7 @@ class Trainer:
             rows.append(row)
         self.training_seconds = 0.0
         self.logged_env_steps, self.logged_updates = self.env_steps, self.loop.num_updates
-        self.write(self.ranks.collect(rows))
+        self.write(self.sharing.rows(rows))
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
         """`rows`: of all members."""
@@ -495,16 +501,16 @@ class Trainer:
                 progress(done, total)
 
         self.take_over_policies()
-        numbers, limit = (self.env_steps, num_episodes), self.config.evaluation.max_episode_steps
-        own: list[dict[str, Any]] | int
+        numbers = (self.env_steps, num_episodes, *self.own_config.streams_of_part)
+        limit, signum, own = self.config.evaluation.max_episode_steps, 0, []
         try:
-            own = evaluate_members(self.policy, env, num_episodes, numbers, MODES, limit, before_step)
+            if number := self.sharing.num_episodes(num_episodes):
+                own = evaluate_members(self.policy, env, number, numbers, MODES, limit, before_step)
         except Stopped as stopped:
-            own = stopped.signum
-        found = self.ranks.exchange(own)
-        if signals := [answer for answer in found if isinstance(answer, int)]:
-            raise Stopped(max(signals))
-        members = list(itertools.chain(*found))
+            signum = stopped.signum
+        if any(signals := self.ranks.largest(float(signum))):
+            raise Stopped(int(signals[0]))
+        members = self.sharing.evaluated(own)
         self.record_evaluation([member["greedy"]["mean"] for member in members])
         num_cut = sum(member[mode]["cut"] for member in members for mode in MODES)
         if num_cut and not self.told_of_cut and self.record is not None:
@@ -526,7 +532,7 @@ class Trainer:
     def record_evaluation(self, returns: Sequence[float | None]) -> None:
         """Notes what the present weights of all members have brought, and has rank 0 take them over."""
         self.policy.record_evaluation_(self.env_steps, returns[self.share.start : self.share.stop])
-        weights = self.ranks.gather(self.policy.tensors())
+        weights = self.sharing.weights(self.policy.tensors())
         if self.record is not None and self.record.policy is not self.policy:
             self.record.policy.record_evaluation_(self.env_steps, returns)
             restore_(self.record.policy.tensors(), weights)
@@ -536,7 +542,8 @@ class Trainer:
         wall_seconds = time.perf_counter() - self.started
         self.save_final_weights()  # now: the evaluation may take long, or be stopped
         num_episodes = self.config.evaluation.final_episodes
-        with contextlib.closing(make_env(self.own_config, num_parallel_envs(num_episodes), self.device)) as env:
+        num_envs = num_parallel_envs(max(1, self.sharing.num_episodes(num_episodes)))
+        with contextlib.closing(make_env(self.own_config, num_envs, self.device)) as env:
             members = self.evaluate_policy(env, num_episodes)
         for member, env_steps in self.failed.items():
             members[member]["failed_at_env_steps"] = env_steps
@@ -549,7 +556,7 @@ class Trainer:
         self.take_over_policies()
         if self.policy.info.members[0].env_steps != self.env_steps:
             self.record_evaluation([None] * len(self.members))
-        weights = {file: self.ranks.gather(own) for file, own in self.loop.learner.weights_to_save().items()}
+        weights = {file: self.sharing.weights(own) for file, own in self.loop.learner.weights_to_save().items()}
         if self.record is not None:
             self.record.save_final(weights)
 
