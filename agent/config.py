@@ -268,6 +268,25 @@ class ParallelConfig(Section):
     )
 
 
+class PBTConfig(Section):
+    """Population-based training: members with low returns take over weights and settings of those with high ones."""
+
+    every_env_steps: int | None = Field(
+        None, ge=1, description="environment steps of a member between two exchanges; null: members stay as they are"
+    )
+    fraction: float = Field(
+        0.25, gt=0, le=0.5, description="part of the members that is replaced at each, by members of as large a part"
+    )
+    settings: list[str] | None = Field(
+        None,
+        description="settings that a copy perturbs, of learning_rate, tau, target_entropy, noise_persistence, with "
+        "REINFORCE learning_rate, entropy_coefficient; null: all of them",
+    )
+    factors: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.8, 1.25], min_length=1, description="what each of them is multiplied by, one drawn for each copy and setting"
+    )
+
+
 class NetworkConfig(Section):
     """What turns observations into features, in the actor and in each critic."""
 
@@ -454,6 +473,7 @@ class Config(Section):
     )
 
     parallel: ParallelConfig = ParallelConfig()
+    pbt: PBTConfig = PBTConfig()
     network: NetworkConfig = NetworkConfig()
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = Field([128, 128], description="width of each hidden layer")
     normalize_obs: bool = Field(True, description="scale observations by their running mean and deviation")
@@ -605,6 +625,14 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def an_exchange_needs_two_members(self) -> "Config":
+        if self.pbt.every_env_steps is not None and self.population_size < 2:
+            raise ValueError(
+                "pbt.every_env_steps: members take over from each other, but there is one; raise seeds or add a sweep"
+            )
+        return self
+
+    @model_validator(mode="after")
     def a_batch_holds_whole_sequences(self) -> "Config":
         length = self.sequence_length
         if self.network.memory != "none" and self.batch_size % length:
@@ -711,6 +739,12 @@ class Config(Section):
     def streams_of_part(self) -> tuple[int, ...]:
         """What tells the random numbers of a part's environments and replay from those of others (`member_seeds`)."""
         return self._data_part[:1] if self._data_part[0] else ()
+
+    def whole(self) -> "Config":
+        """The same config, of all members, wherever they are trained."""
+        population = self.model_copy()
+        population._only = None
+        return population
 
     @property
     def population_size(self) -> int:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process may still use: of the device, on a CPU within the limits of its control groups."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min([psutil.virtual_memory().available, *free_in_groups()])
+    sharing = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of this machine
+    return min([psutil.virtual_memory().available, *free_in_groups()]) // sharing
 
 
 def free_in_groups() -> Iterator[int]:

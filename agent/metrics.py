@@ -102,6 +102,17 @@ METRICS: dict[str, Metric] = {
         "reward",
         "discounted; continued by scale gamma b(s') where a time limit truncated the episode and there is a baseline",
     ),
+    "pbt/parent": Metric(
+        "number of the member whose weights and settings this one has taken over; its own number where it kept its own",
+        "1",
+        "at each exchange of pbt.every_env_steps",
+    ),
+    **{
+        f"pbt/{setting}": Metric(
+            f"what {setting} has been multiplied by since the run began, at its ancestors and here", "1", "likewise"
+        )
+        for setting in ("learning_rate", "tau", "target_entropy", "noise_persistence", "entropy_coefficient")
+    },
     "time/env_steps_per_second": Metric(
         "env_steps since the last log line / seconds of training since then",
         "1/s",

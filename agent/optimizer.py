@@ -39,11 +39,12 @@ class PopulationAdam:
             torch.div(m, scratch, out=scratch)
             p.sub_(scratch.mul_(rate * scale))
 
-    def state(self, num_members: int) -> State:
-        """All that changes, but the parameters. Rows r, r + P, r + 2P ... belong to the same member."""
+    def state(self, num_members: int | None = None) -> State:
+        """All that changes, but the parameters. Rows r, r + P, r + 2P ... are of one member; by default P is R."""
         state: State = {"decayed1": self.decayed[0], "decayed2": self.decayed[1]}
-        for i, (first, second) in enumerate(zip(self.first_moments, self.second_moments, strict=True)):
-            state |= {f"first{i}": members_first(first, num_members), f"second{i}": members_first(second, num_members)}
+        for i, moments in enumerate(zip(self.first_moments, self.second_moments, strict=True)):
+            first, second = (members_first(x, num_members or len(x)) for x in moments)
+            state |= {f"first{i}": first, f"second{i}": second}
         return state
 
 

@@ -7,10 +7,12 @@ weights. What ranks send each other is JSON and the bytes of tensors.
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -25,6 +27,7 @@ from agent.exit_codes import RankLost, Stopped
 from envs.errors import UserError
 
 PATIENCE = timedelta(minutes=5)  # for all ranks to begin
+BEGUN = "begun"  # in the store: whether an attempt of torchrun's has begun a run
 TOLD = "told"  # in the store: the exit code of the rank that tells the user why the run ends
 Value = TypeVar("Value")
 
@@ -35,8 +38,11 @@ class Ranks:
     Without arguments: a process alone, for which every method returns what it was given.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, store: dist.Store | None = None) -> None:
-        self.rank, self.size, self.store = rank, size, store
+    def __init__(
+        self, rank: int = 0, size: int = 1, store: dist.Store | None = None, lasting: dist.Store | None = None
+    ) -> None:
+        """`store`: of this attempt. `lasting`: of all attempts, where torchrun begins again."""
+        self.rank, self.size, self.store, self.lasting = rank, size, store, lasting
         self.num_rounds = 0  # of work that was taken
 
     @property
@@ -50,7 +56,13 @@ class Ranks:
 
     @property
     def were_restarted(self) -> bool:
-        return self.size > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        """Whether torchrun has begun again, with a run that an earlier attempt had begun."""
+        return self.lasting is not None and self.lasting.check([BEGUN])
+
+    def note_begun(self) -> None:
+        """From here on `were_restarted` is true in later attempts."""
+        if self.lasting is not None:
+            self.lasting.set(BEGUN, "yes")
 
     def share(self, count: int) -> range:
         """Which of `count` things are this rank's, where each rank takes some in a row."""
@@ -60,7 +72,7 @@ class Ranks:
         """The values of all ranks, each one that JSON can say."""
         if self.size == 1:
             return [value]
-        own = as_bytes(torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8))
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
         with lost_ranks_told():
             lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
             dist.all_gather(lengths, torch.tensor([len(own)]))
@@ -80,10 +92,11 @@ class Ranks:
 
     def largest(self, *numbers: float) -> list[float]:
         """Of each of these numbers the largest of all ranks."""
+        if self.size == 1:
+            return list(numbers)
         found = torch.tensor(numbers, dtype=torch.float64)
-        if self.size > 1:
-            with lost_ranks_told():
-                dist.all_reduce(found, dist.ReduceOp.MAX)
+        with lost_ranks_told():
+            dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
 
     def gather(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -140,7 +153,9 @@ class Ranks:
         self.num_rounds += 1
         while (number := self.store.add(f"taken{self.num_rounds}", 1) - 1) < count:
             yield number
-        self.exchange("done")
+        self.store.add(f"done{self.num_rounds}", 1)
+        while self.store.add(f"done{self.num_rounds}", 0) < self.size:  # which may take hours
+            time.sleep(0.2)
 
     def gather_each(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
         """At rank 0 the tensors of each rank, on the CPU; nothing at the others."""
@@ -167,6 +182,19 @@ class Ranks:
             for x in part.values():
                 send(x, to=rank)
         return dict(parts[0])
+
+    def pass_on(
+        self, tensors: Mapping[str, Tensor] | None, from_rank: int, to_rank: int, like: Mapping[str, Tensor]
+    ) -> Mapping[str, Tensor]:
+        """At one rank the tensors of another, which may be itself; nothing at the others.  `like`: of such shapes."""
+        if from_rank == to_rank:
+            return tensors or {}
+        if self.rank == from_rank:
+            for x in (tensors or {}).values():
+                send(x, to_rank)
+        if self.rank != to_rank:
+            return {}
+        return {name: receive(torch.empty(x.shape, dtype=x.dtype), from_rank) for name, x in like.items()}
 
     def require_alike(self, what: str, facts: Mapping[str, Any]) -> None:
         """UserError where a rank has other facts than rank 0, with those that differ."""
@@ -200,6 +228,7 @@ def local_rank() -> int | None:
 
 
 ALONE = Ranks()
+_joins = itertools.count()  # of this process, each with keys of its own
 _current: list[Ranks] = []  # of the group that this process has joined, if it has
 
 
@@ -214,10 +243,6 @@ def joined() -> Iterator[Ranks]:
         return
     ranks = join()
     _current.append(ranks)
-    logger = logging.getLogger("agent")
-    level = logger.level
-    if not ranks.is_first:
-        logger.setLevel(logging.ERROR)  # rank 0 says what all of them would
     try:
         yield ranks
     except (UserError, RankLost, Stopped) as error:
@@ -228,11 +253,27 @@ def joined() -> Iterator[Ranks]:
         elif not ranks.may_tell(code):
             raise SystemExit(ranks.told()) from None
         raise
+    except KeyboardInterrupt:
+        if not ranks.is_first:
+            raise SystemExit(130) from None
+        raise
     finally:
         _current.clear()
-        logger.setLevel(level)
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def one_speaks(ranks: Ranks) -> Iterator[None]:
+    """While entered rank 0 alone warns of what all of them would."""
+    logger = logging.getLogger("agent")
+    level = logger.level
+    if not ranks.is_first:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def join() -> Ranks:
@@ -241,7 +282,7 @@ def join() -> Ranks:
     try:
         store, rank, size = next(iter(rendezvous("env://", timeout=PATIENCE)))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun keeps the store where it begins again
-        own = dist.PrefixStore(f"gumbel/{attempt}", store)
+        own = dist.PrefixStore(f"gumbel/{attempt}/{next(_joins)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=own, rank=rank, world_size=size, timeout=timedelta(hours=1))
     except (RuntimeError, ValueError) as error:
@@ -249,7 +290,7 @@ def join() -> Ranks:
         if "EADDRINUSE" in str(error) or "address already in use" in str(error):
             why = "the port is in use; choose another, torchrun --master-port=29501 or MASTER_PORT=29501"
         raise UserError(f"the ranks cannot meet at {where}: {why}") from None
-    return Ranks(rank, size, dist.PrefixStore("end", own))
+    return Ranks(rank, size, dist.PrefixStore("work", own), dist.PrefixStore("lasting", store))
 
 
 @contextlib.contextmanager

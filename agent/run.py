@@ -69,14 +69,15 @@ class Run(os.PathLike[str]):
         A row is of one member at one time: `member`, `seed`, its swept settings, `env_steps`, and the metrics that were
         measured then, in the last log line and in an evaluation. agent/metrics.py says what each is.
         """
-        rows = self._rows()
+        rows = self.rows()
         if importlib.util.find_spec("pandas") is None:
             return rows
         import pandas
 
         return pandas.DataFrame(rows)
 
-    def _rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[dict[str, Any]]:
+        """The same as a list of dicts."""
         members = self.config.members()
         rows: dict[tuple[int, int], dict[str, Any]] = {}
         path = self.folder / "metrics.jsonl"

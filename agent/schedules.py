@@ -86,6 +86,10 @@ class Schedules:
         """Makes tau this constant from here on."""
         self.table[:, Scheduled._fields.index("tau")] = tau
 
+    def rows(self) -> dict[str, Float[Tensor, "P T"]]:
+        """Each schedule, live."""
+        return {name: self.table[:, i].T for i, name in enumerate(Scheduled._fields)}
+
     def state(self) -> State:
         """All that changes."""
         return {"tau": self.table[:, Scheduled._fields.index("tau")].T} if self.is_adaptive else {}

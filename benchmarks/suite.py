@@ -15,6 +15,7 @@ docs/results.md, and suite.png.
 """
 
 import argparse
+import functools
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -172,13 +173,13 @@ def measure(args: argparse.Namespace, ranks: Ranks) -> None:
     peers = check_peers(*args.peers) if args.peers else []
     path = args.root / "benchmarks" / "results" / "suite.json"
     wanted = [(task, made_by) for made_by in (*args.algorithms, *peers) for task in args.tasks]
+    configs = [config_of(task, made_by if made_by in args.algorithms else OURS, args) for task, made_by in wanted]
     for index in ranks.take(len(wanted)):
-        task, made_by = wanted[index]
+        (task, made_by), config = wanted[index], configs[index]
         if made_by in args.algorithms:
-            config = config_of(task, made_by, args)
-            plan.train_missing([config], train, print)
+            plan.train_missing([config], functools.partial(train, progress=ranks.size == 1), print)
             found = row(task, made_by, config)
-        elif takes(made_by, config := config_of(task, OURS, args)):
+        elif takes(made_by, config):
             found = peer_row(task, config, Path(args.peers[0]), made_by)
         else:
             print(f"{made_by} is left out on {task}: it does not take these actions")

@@ -167,10 +167,11 @@ class GymnasiumAdapter:
         length = int(num_steps.max())
         assert self._taken is not None, "make_repeatable_ comes before the reset"
         self._forget_all_but(length)
-        actions = np.zeros((self.num_envs, length, len(self.actions.num_choices)), dtype=np.int32)
+        num_factors = len(self.actions.num_choices)
+        taken = np.array(self._taken, dtype=np.int32).reshape(length, self.num_envs, num_factors)
+        actions = np.zeros((self.num_envs, length, num_factors), dtype=np.int32)
         for i, count in enumerate(num_steps):
-            if count:
-                actions[i, :count] = [taken[i] for taken in self._taken[-count:]]
+            actions[i, :count] = taken[length - count :, i]
         return {
             "env/seeds": torch.tensor(self._seeds, dtype=torch.int64),
             "env/segments": torch.from_numpy(segments),

@@ -12,7 +12,7 @@ os.environ.setdefault("XDG_CACHE_HOME", str(Path(__file__).parents[1] / ".pytest
 
 WHOLE_RUNS = {  # tests of runs from end to end: `make test-fast` leaves them out, and shapes are not checked in them
     "test_benchmarks", "test_comparison", "test_evaluation", "test_extending", "test_failures", "test_filters",
-    "test_gradient_report", "test_plan", "test_policy_environment", "test_public_names", "test_python_api",
+    "test_gradient_report", "test_pbt", "test_plan", "test_policy_environment", "test_public_names", "test_python_api",
     "test_ranks", "test_report", "test_resume", "test_scripts", "test_tabular", "test_trainer",
 }  # fmt: skip
 

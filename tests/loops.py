@@ -10,8 +10,10 @@ import sys
 import torch
 
 from agent.config_loader import load_config
+from agent.ranks import ALONE
 from agent.training.acceleration import Compiled
 from agent.training.loop import TrainingLoop
+from agent.training.pbt import Move, SelfTuning
 from agent.training.setup import make_env
 
 NUM_ITERATIONS = 40
@@ -44,6 +46,7 @@ KINDS = [
     ],
     ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}", "n_step=[3,1]", "noise_persistence=[0.5,0.9]"],  # masks
     ["env.id=Tensor/CartPole-v1", "network.memory=mingru", "sequence_length=4", "burn_in=1"],
+    ["env.id=Tensor/CartPole-v1", "pbt.every_env_steps=60"],
 ]
 
 
@@ -57,6 +60,9 @@ def run(*loops: TrainingLoop) -> None:
     for iteration in range(NUM_ITERATIONS):
         for loop in loops:
             loop.run_iteration(loop.num_envs * iteration)
+            if loop.config.pbt.every_env_steps == loop.num_envs * (iteration + 1):
+                tuning = SelfTuning(loop.config, ALONE, loop.learner.learned(), loop.learner.tunable())
+                tuning.take_([Move(0, 1, dict.fromkeys(tuning.tunable, 1.25))])
 
 
 def state(loop: TrainingLoop) -> dict[str, torch.Tensor]:
@@ -119,7 +125,7 @@ if __name__ == "__main__":
         own_network = ["network.name=loops:OwnNetwork", "hidden_sizes=[128,128]", "actor.layer_norm=false"]
         single_envs = "env.vectorization_mode=sync"  # in NumPy
         images = ["env.id=test_encoders:Pointer-v0", "critic.structure=joint"]
-        compare([*KINDS[2], *own_network, single_envs], [*KINDS[3], *KINDS[1][1:]], images)
+        compare([*KINDS[2], *own_network, single_envs, *KINDS[5][1:]], [*KINDS[3], *KINDS[1][1:]], images)
     else:  # what is traced need not become C++
         from torch._inductor import compile_fx
 

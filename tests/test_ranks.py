@@ -17,11 +17,12 @@ from rank_processes import ROOT, TRAIN, Ended, run, start, wait
 from safetensors.torch import load_file
 
 from agent.config import Config
+from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.ranks import shares
 from agent.state import capture
 from agent.training.loop import TrainingLoop
-from agent.training.setup import make_env
+from agent.training.setup import make_env, select_device
 from agent.training.trainer import train
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
@@ -42,6 +43,7 @@ SHORT = [
     "wandb.mode=disabled",
     "device=cpu",
 ]
+SWEPT = ["seeds=1", "sweep={n_step: [1, 5, [3, 1]]}"]
 LONG = "total_env_steps=600"  # enough to be interrupted after a checkpoint
 REINFORCE = ["env.id=CartPole-v1", "algorithm=reinforce", "network.memory=gru", "sequence_length=4"]
 CASES = {
@@ -51,6 +53,7 @@ CASES = {
     "masks": ["env.id=Taxi-v4", "env.kwargs={max_episode_steps: 6}"],
     "tensor": ["env.id=Tensor/CartPole-v1", "critic.structure=joint"],
     "adaptive": ["tau.schedule=adaptive", "updates_per_step=2"],
+    "exchanges": ["seeds=4", "pbt.every_env_steps=40", "evaluation.episodes=1"],
     "vector": ["env.vectorization_mode=vector_entry_point"],
 }
 
@@ -134,8 +137,8 @@ def test_members_are_dealt_evenly_and_in_order(count: int, size: int) -> None:
 
 @pytest.mark.parametrize("others", [1, 3])
 def test_a_run_stopped_on_two_ranks_resumes_on_any_number(others: int, tmp_path: Path) -> None:
-    unbroken = train(short(tmp_path / "unbroken", LONG), progress=False).folder
-    command = train_command(LONG, f"run_dir={tmp_path / 'run'}", "--resume", "auto")
+    unbroken = train(short(tmp_path / "unbroken", LONG, *SWEPT), progress=False).folder
+    command = train_command(LONG, *SWEPT, f"run_dir={tmp_path / 'run'}", "--resume", "auto")
     processes = start(2, [command])
     wait_for(tmp_path / "run" / "checkpoints" / "latest")
     processes[1].send_signal(signal.SIGTERM)  # one is told, both stop
@@ -262,6 +265,14 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
     assert ended.codes == [2] and f"127.0.0.1:{port}: the port is in use; choose another" in ended.said
 
 
+def test_a_restart_does_not_resume_a_run_that_was_refused(unbroken: Path) -> None:
+    """torchrun begins again where the first attempt ended because the folder holds another run."""
+    before = metrics(unbroken)
+    (torchrun,) = start(1, [[*TORCHRUN, "--max-restarts=1", *train_command(LONG, f"run_dir={unbroken}")]])
+    ended = wait([torchrun])
+    assert ended.codes == [1] and ended.said.count("already holds a run") == 2 and metrics(unbroken) == before
+
+
 def test_restarts_need_a_folder_to_resume() -> None:
     said = refused(train_command(), env={"TORCHELASTIC_MAX_RESTARTS": "1"})
     assert "give run_dir=FOLDER" in said
@@ -335,3 +346,24 @@ def test_ranks_that_share_the_data_of_members_resume_bit_for_bit(overrides: list
 )
 def test_data_that_cannot_be_divided_is_refused(setting: str, message: str) -> None:
     assert message in refused(train_command("parallel.data=true", setting))
+
+
+def test_an_algorithm_that_does_not_pool_gradients_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text(
+        "from agent.algorithms.gumbel_actor_critic import GumbelActorCritic\n"
+        "class Own(GumbelActorCritic):\n"
+        "    pools_data = False\n"
+    )
+    settings = ["parallel.data=true", f"algorithm={tmp_path / 'own.py'}:Own"]
+    assert "does not pool the gradients of several ranks" in refused(train_command(*settings))
+
+
+def test_a_rank_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda number: None)
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert select_device(load_config(None, ["env.id=x", "device=cuda"])).type == "cuda"
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=r"rank 1 of this machine has none, as there are 1 CUDA devices; start 1"):
+        select_device(load_config(None, ["env.id=x", "device=cuda"]))

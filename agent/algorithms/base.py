@@ -59,6 +59,7 @@ class Algorithm(Protocol):
     is_static: ClassVar[bool]
     metrics: ClassVar[Mapping[str, Metric]]  # that `update` returns
     Settings: ClassVar[type[Section]] = Section  # the settings of its own, given as algorithm_kwargs
+    pools_data: ClassVar[bool] = False  # whether `update` pools gradients and means by `task.data` (parallel.data)
     num_inspections: int = 50  # of gradients, evenly over the run
     actor: Actor  # the policy that acts
     evaluated_actor: Actor  # the policy that is evaluated and saved; may be the same
@@ -112,6 +113,14 @@ class Algorithm(Protocol):
         """
         ...
 
+    def learned(self) -> State:
+        """Of `state` what a member has learned, for population-based training: parameters, averages, moments."""
+        return {}
+
+    def tunable(self) -> dict[str, Tensor]:
+        """Settings that may be changed in place while the run is under way, members along the first axis."""
+        return {}
+
     @property
     def keeps_frames(self) -> bool:
         """Whether a replay keeps each frame of a stack once, and relies on the next observation to repeat it."""
@@ -142,6 +151,11 @@ def make_algorithm(config: Config, task: Task) -> Algorithm:
     """The algorithm that a config names, with its settings."""
     found = algorithm_class(config.algorithm)
     own_settings(getattr(found, "Settings", Section), config.algorithm_kwargs)
+    if task.data.size > 1 and not getattr(found, "pools_data", False):
+        raise ConfigError(
+            f"parallel.data: got true, but {config.algorithm} does not pool the gradients of several ranks (a class "
+            "that does has pools_data = True); leave it out"
+        )
     return found(config, task)
 
 

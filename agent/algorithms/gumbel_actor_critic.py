@@ -43,7 +43,7 @@ class UpdateNoise(NamedTuple):
 class GumbelActorCritic(OffPolicy):
     """All members' networks, optimizer and entropy coefficients, and their update."""
 
-    reads_sequences = True
+    reads_sequences = pools_data = True
     metrics = {name: METRICS[name] for name in (
         "critic/loss", "critic/q", "critic/td_target", "critic/grad_norm", "actor/loss", "actor/entropy",
         "actor/grad_norm", "alpha/value", "estimator/tau",
@@ -245,16 +245,24 @@ class GumbelActorCritic(OffPolicy):
         critics = {name: members_first(x, self.num_members) for name, x in self.critics.network.tensors().items()}
         return {CRITICS_FILE: {**critics, **named_encoder}}
 
-    def state(self) -> State:
+    def learned(self) -> State:
         return {
-            **super().state(),
             **self.actor.state(),
             **{f"evaluated_{name}": flat for name, flat in self.evaluated_actor.state().items()},
             "critics": members_first(self.critics.network.flat, self.num_members),
             "target_critics": members_first(self.target_critics.network.flat, self.num_members),
             "log_alpha": self.log_alpha,
+            **named("optimizer", self.optimizer.state(self.num_members)),
+        }
+
+    def tunable(self) -> dict[str, Tensor]:
+        return {**self.schedules.rows(), "noise_persistence": self.exploration.rho}
+
+    def state(self) -> State:
+        return {
+            **super().state(),
+            **self.learned(),
             "noise": self.exploration.noise,
             **({"memory": self.memory, "memory_after": self.memory_after} if self.memory_size else {}),
             **named("schedules", self.schedules.state()),
-            **named("optimizer", self.optimizer.state(self.num_members)),
         }

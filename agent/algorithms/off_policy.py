@@ -39,8 +39,9 @@ class OffPolicy(Algorithm):
         self.streams = RandomStreams(member_seeds(self.seeds, "learner", *config.streams_of_part), self.device)
         self.learns_from = torch.tensor(learns_from(config))  # on the CPU: later where a replay is filled again
         self.first_n, self.last_n = self.tensor(config.per_member_pairs("n_step")).unbind(1)  # of the run
-        self.largest_n = int(torch.maximum(self.first_n, self.last_n).max())
-        self.counts_all_steps = bool((torch.minimum(self.first_n, self.last_n) == self.largest_n).all())
+        of_all = self.tensor(config.whole().per_member_pairs("n_step"))  # members may move to another process
+        self.largest_n = int(of_all.max())
+        self.counts_all_steps = bool((of_all == self.largest_n).all())
         self.memory_size = config.network.state_size
         memory_shape = (self.num_members, self.num_envs, self.memory_size)
         self.memory = torch.zeros(memory_shape, device=self.device)  # before the last obs that was acted on

@@ -50,6 +50,7 @@ class Rollout(NamedTuple):
 class Reinforce(Algorithm):
     """All members' policies and baselines, the episodes not yet used, and the update."""
 
+    pools_data = True
     is_static = False  # the number of steps in an update varies
     metrics = {
         name: METRICS[name]
@@ -158,22 +159,31 @@ class Reinforce(Algorithm):
     def are_finite(self) -> Bool[Tensor, " P"]:
         return all_finite(self.num_members, *self.actor.populations().values(), self.baseline)
 
+    def learned(self) -> State:
+        return {
+            **self.actor.state(),
+            "baseline": self.baseline.flat,
+            "return_scale": self.return_scale,
+            **named("actor_optimizer", self.actor_optimizer.state(self.num_members)),
+            **named("baseline_optimizer", self.baseline_optimizer.state(self.num_members)),
+        }
+
+    def tunable(self) -> dict[str, Tensor]:
+        return {"learning_rate": self.learning_rate, "entropy_coefficient": self.entropy_coefficient}
+
     def state(self) -> State:
         buffers = {name: getattr(self, name) for name in ("obs", "action", "reward", "ends", "unused")}
         if self.mask is not None:
             buffers["mask"] = self.mask
-        names: tuple[str, ...] = ("return_scale", "num_steps")
+        names: tuple[str, ...] = ("num_steps",)
         if self.memory_size:
             buffers |= {"states": self.states, "starts": self.starts}
             names = (*names, "memory", "memory_after", "begins")
         return {
-            **self.actor.state(),
-            "baseline": self.baseline.flat,
+            **self.learned(),
             **{name: buffer.transpose(0, 1) for name, buffer in buffers.items()},
             **{name: getattr(self, name) for name in names},
             **named("streams", self.streams.state()),
-            **named("actor_optimizer", self.actor_optimizer.state(self.num_members)),
-            **named("baseline_optimizer", self.baseline_optimizer.state(self.num_members)),
         }
 
     def update(self, progress: Float[Tensor, ""]) -> dict[str, Float[Tensor, " P"]]:
@@ -197,10 +207,10 @@ class Reinforce(Algorithm):
         self.actor_optimizer.step(found, [learning_rate] * len(found))
         values = (
             loss,
-            losses.mean(entropy, rollout.weight),
+            self.data.mean(entropy, rollout.weight),
             norms[0],
             baseline_loss,
-            losses.mean(rollout.returns, rollout.weight),
+            self.data.mean(rollout.returns, rollout.weight),
         )
         return dict(zip(self.metrics, (value.masked_fill(~has_data, torch.nan) for value in values), strict=True))
 

@@ -134,4 +134,5 @@ def train_missing(
             announce(f"{count} {folder}: trained before")
             continue
         announce(f"{count} training {config.algorithm}, {len(config.members())} members: {folder}")
-        train(config, resume=True, ranks=ALONE, progress=ranks.size == 1)
+        quiet = {} if ranks.size == 1 else {"progress": False}
+        train(config, resume=True, ranks=ALONE, **quiet)

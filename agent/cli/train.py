@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from agent.analysis.exchanges import draw_exchanges
 from agent.cli.arguments import make_parser
 from agent.commands import in_short
 from agent.config_loader import help_text, load_config, parse_override, require_once, unknown_option
@@ -50,6 +51,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    ranks.require_alike("options", {"resume": options.resume})
     file, overrides = options.config, options.overrides
     if file is not None and "=" in file:
         file, overrides = None, [file, *overrides]
@@ -69,7 +71,11 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
         if ranks.is_first:
             print(f"{config.run_dir} has come to its end; a larger total_env_steps makes it longer")
         return
-    train(config, resume=options.resume is not None, ranks=ranks)
+    trained = train(config, resume=options.resume is not None, ranks=ranks)
+    if config.pbt.every_env_steps is not None and ranks.is_first:
+        figure = trained.folder / "figures" / "exchanges.png"
+        draw_exchanges(trained.rows(), figure)
+        print(f"how the members have exchanged weights and settings: {figure}")
 
 
 def main(arguments: list[str]) -> int:

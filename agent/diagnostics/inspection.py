@@ -151,7 +151,7 @@ def inspect(
 
     if of.schedules.is_adaptive:
         candidates = torch.stack([tau * step for step in TAU_STEPS]).clamp(*TAU_RANGE)
-        errors = torch.stack([quality_at(x).relative_mse(of.config.batch_size) for x in candidates])
+        errors = torch.stack([quality_at(x).relative_mse(of.config.batch_size * of.data.size) for x in candidates])
         errors = of.data.total(errors)  # so that ranks that share the members choose the same
         best = errors.nan_to_num(math.inf).argmin(0, keepdim=True)  # without a gradient to compare with, as it was
         tau = candidates.gather(0, best).squeeze(0)

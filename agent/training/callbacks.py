@@ -43,6 +43,8 @@ class CheckpointView:
 class Callback:
     """Derive from this and override what you need. A method that returns False stops the run after its present step.
 
+    Of several ranks rank 0 calls them, and `on_step` sees its members alone; the run stops within a second then.
+
     A run that is stopped so ends as any other: with a checkpoint, the final evaluation and its result. `train.py
     --resume` continues it.
     """

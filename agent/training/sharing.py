@@ -1,7 +1,7 @@
 """How ranks share a run: each trains some of the members, or all of them on a part of their data."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from torch import Tensor
@@ -10,22 +10,26 @@ from agent.config import Config
 from agent.config_fields import ConfigError
 from agent.data_ranks import UNDIVIDED, DataRanks
 from agent.evaluation import MODES, summary
-from agent.ranks import Ranks
+from agent.ranks import ALONE, Ranks
+from envs.errors import UserError
 
 Row = dict[str, Any]
 
 
+@runtime_checkable
 class Sharing(Protocol):
     """What a rank does of a run, and how the parts become a whole.
 
     share: the members that this rank has. config: of its part, to make environments and learner of. num_parts: into
-    which the environments of a member are divided. data: the ranks among which they are.
+    which the environments of a member are divided. data: the ranks among which they are. ranks_of_members: those among
+    which the members are dealt.
     """
 
     share: range
     config: Config
     num_parts: int
     data: DataRanks
+    ranks_of_members: Ranks
 
     def rows(self, own: Sequence[Row]) -> list[Row]:
         """Of all members, from those of each rank's members."""
@@ -52,7 +56,8 @@ class ByMembers:
     num_parts, data = 1, UNDIVIDED
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
-        self.ranks, self.num_members = ranks, config.population_size
+        self.ranks = self.ranks_of_members = ranks
+        self.num_members = config.population_size
         self.share = ranks.share(self.num_members)
         self.config = config.with_members(self.share)
 
@@ -63,6 +68,12 @@ class ByMembers:
         return self.ranks.gather(own)
 
     def whole(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        for name, x in state.items():
+            if x.ndim and len(x) % len(self.share):
+                raise UserError(
+                    f"checkpoint: {name} has the shape {list(x.shape)}, but a state's tensors have the members along "
+                    f"their first axis, here {len(self.share)}; see agent/algorithms/base.py: state"
+                )
         return self.ranks.gather(state)
 
     def part(self, whole: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -79,7 +90,7 @@ class ByData:
     """Each rank has a part of every member's environments, replay and batch; parameters are the same on all ranks."""
 
     def __init__(self, config: Config, ranks: Ranks) -> None:
-        self.ranks, self.num_parts = ranks, ranks.size
+        self.ranks, self.ranks_of_members, self.num_parts = ranks, ALONE, ranks.size
         self.share = range(config.population_size)
         self.config = part_of_data(config, ranks.rank, ranks.size)
         self.data = DataRanks(ranks.rank, ranks.size)
@@ -114,7 +125,7 @@ class ByData:
         return [joined_episodes(of_member) for of_member in zip(*of_ranks, strict=True)]
 
 
-def make_sharing(config: Config, ranks: Ranks) -> ByMembers | ByData:
+def make_sharing(config: Config, ranks: Ranks) -> Sharing:
     """ConfigError where there is too little to share."""
     if config.parallel.data:
         return ByData(config, ranks)

@@ -3,11 +3,13 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 
 from agent.exit_codes import Stopped
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SECONDS_OF_ONE_STOP = 5.0  # in which a rank may get it twice: from a terminal or supervisor, and from torchrun
 
 
 class StopSignals:
@@ -15,6 +17,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.received_at = 0.0
 
     def __enter__(self) -> "StopSignals":
         self.previous = {}
@@ -30,9 +33,11 @@ class StopSignals:
 
     def remember(self, signum: int, frame: FrameType | None) -> None:
         if self.received is not None:
+            if "LOCAL_RANK" in os.environ and time.monotonic() - self.received_at < SECONDS_OF_ONE_STOP:
+                return
             signal.signal(signum, signal.SIG_DFL)
             os.kill(os.getpid(), signum)
-        self.received = signum
+        self.received, self.received_at = signum, time.monotonic()
 
     def check(self) -> None:
         """Raises Stopped where a signal has come."""

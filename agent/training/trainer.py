@@ -4,6 +4,7 @@ import contextlib
 import copy
 import itertools
 import logging
+import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from agent.evaluation import MODES, evaluate_members, num_parallel_envs
 from agent.exit_codes import RankLost, Stopped
 from agent.memory import release_free_memory, told_if_it_runs_out
 from agent.policy import Policy, describe_policy
-from agent.ranks import Ranks, joined
+from agent.ranks import Ranks, joined, one_speaks
 from agent.run import Run
 from agent.seeding import member_seeds
 from agent.state import State, capture, named, restore_
@@ -29,6 +30,7 @@ from agent.training.accumulators import Milestones
 from agent.training.callbacks import Callback, Callbacks, CheckpointView, EvaluationView, step_view
 from agent.training.checkpoint import CheckpointInfo, require_fit
 from agent.training.loop import TrainingLoop
+from agent.training.pbt import SelfTuning, plan
 from agent.training.record import RunRecord, members_info
 from agent.training.resume import checkpoint_of, is_finished
 from agent.training.run_dir import make_run_dir, not_writable, require_new, sole_writer
@@ -83,8 +85,10 @@ def train(
                 'env.id is required: Config(env={"id": "CartPole-v1"}), or what makes environments, '
                 "train(config, env=MyEnv)"
             )
-        ranks.require_alike("code", {"files": code_digest(), "torch": str(torch.__version__)})
-        ranks.require_alike("settings", flat(config.model_dump()))
+        if ranks.size > 1:
+            ranks.require_alike("code", {"files": code_digest(), "torch": str(torch.__version__)})
+            ranks.require_alike("settings", flat(config.model_dump()) | {"resume": resume})
+        stack.enter_context(one_speaks(ranks))
         resume = resume or ranks.were_restarted
         if ranks.may_restart and config.run_dir is None:
             raise ConfigError(
@@ -159,6 +163,13 @@ class Trainer:
             "evaluate": Milestones(config.evaluation.every_env_steps, config.total_env_steps, parts=20),
             "checkpoint": Milestones(config.checkpoint.every_env_steps, config.total_env_steps, parts=1),
         }
+        self.tuning: SelfTuning | None = None
+        if config.pbt.every_env_steps is not None:
+            learner = self.loop.learner
+            learned = learner.learned() | named("normalizer", self.loop.normalizer.state())
+            self.tuning = SelfTuning(config, self.sharing.ranks_of_members, learned, learner.tunable())
+        self.milestones["pbt"] = Milestones(config.pbt.every_env_steps, config.total_env_steps, parts=1)
+        self.returns: list[float] = []  # of all members, greedy, of the last evaluation
         self.env_steps, self.training_seconds, self.logged_env_steps, self.logged_updates = 0, 0.0, 0, 0
         self.mean_return: float | None = None  # over members, greedy, of the last evaluation
         self.failed: dict[int, int] = {}  # members with parameters that are not finite: since which step
@@ -181,6 +192,7 @@ class Trainer:
                 require_new(self.run_dir)
             whole = self.policy if len(self.share) == len(self.members) else Policy(described, self.device)
             self.record = RunRecord(config, self.run_dir, whole, self.device)
+            ranks.note_begun()
         resumed = self.resume() if resume else None
         if self.record is not None:
             self.record.begin(stack, resumed, self.loop.learner.metrics, quiet=not progress)
@@ -228,6 +240,8 @@ class Trainer:
         except Stopped as stopped:
             raise self.leave(stopped) from None
         except RankLost as lost:
+            if self.stop.received == signal.SIGINT:  # while another rank compiled
+                raise self.leave(Stopped(signal.SIGINT), lost=True) from None
             raise self.leave_others(lost) from None
         except OSError as error:
             raise not_writable(self.run_dir, error) from error
@@ -238,9 +252,12 @@ class Trainer:
             return
         now, iterations = time.perf_counter(), (self.env_steps - self.met_after) // self.num_envs
         pace = (now - self.met_at) / max(1, iterations)
-        signum, is_to_end, slowest = self.ranks.largest(float(self.stop.received or 0), float(self.callbacks.wants_stop), pace)
+        asked = float(self.stop.received or 0), float(self.callbacks.wants_stop)
+        signum, is_to_end, slowest = self.ranks.largest(*asked, pace)
         self.met_at, self.met_after = now, self.env_steps
         until = 1 if self.ranks.size == 1 else max(1, int(SECONDS_BETWEEN_MEETINGS / max(slowest, 1e-9)))
+        if not self.loop.num_updates:
+            until = min(until, 100)  # the first update takes much longer than the steps before
         self.next_meeting = self.env_steps + until * self.num_envs
         self.is_to_end = bool(is_to_end)
         if signum and not self.is_to_end:
@@ -265,7 +282,7 @@ class Trainer:
     def look(self) -> None:
         """What is due after the steps so far, each once: gradients, log line, evaluation."""
         inspect, log, evaluate = (self.milestones[name] for name in ("inspect", "log", "evaluate"))
-        if log.is_due(self.env_steps) or evaluate.is_due(self.env_steps):
+        if any(self.milestones[name].is_due(self.env_steps) for name in ("log", "evaluate", "pbt")):
             self.look_for_failures()
         if inspect.is_due(self.env_steps):
             inspect.advance(self.env_steps)
@@ -274,9 +291,28 @@ class Trainer:
         if log.is_due(self.env_steps):
             log.advance(self.env_steps)
             self.log()
-        if evaluate.is_due(self.env_steps):
+        exchanges = self.tuning is not None and self.is_time_to_exchange()
+        if evaluate.is_due(self.env_steps) or exchanges:
             self.evaluate()
             evaluate.advance(self.env_steps)  # only now: a signal may cut it short
+        if exchanges:
+            self.milestones["pbt"].advance(self.env_steps)
+            self.exchange_members()
+
+    def is_time_to_exchange(self) -> bool:
+        """Not at the end, nor before there is something to compare."""
+        is_under_way = self.loop.num_updates > 0 and self.env_steps < self.config.total_env_steps
+        return is_under_way and self.milestones["pbt"].is_due(self.env_steps)
+
+    def exchange_members(self) -> None:
+        """Has members with low returns take over from those with high ones; a member that had failed is sound again."""
+        assert self.tuning is not None
+        returns = [-np.inf if i in self.failed else value for i, value in enumerate(self.returns)]
+        moves = plan(returns, list(self.tuning.tunable), self.config, self.env_steps)
+        self.tuning.take_(moves)
+        for move in moves:
+            self.failed.pop(move.child, None)
+        self.write(self.sharing.rows(self.tuning.rows(moves)))
 
     def look_for_failures(self) -> None:
         """Drops members with parameters that are not finite; the others continue. UserError where none is left."""
@@ -316,7 +352,7 @@ class Trainer:
             self.record.checkpoints.wait()  # first: of a large replay there is room for one copy
         if not all(self.ranks.exchange(self.loop.learner.keeps_frames)) and self.loop.learner.keeps_frames:
             self.loop.keep_whole_observations_()  # as those of another rank do
-        state = self.without_large_replay(self.loop.state() | named("inspection", self.inspection_streams.state()))
+        state = self.without_large_replay(self.state())
         tensors = capture(state | named("gradients", self.gradients)) | self.env.journal()
         whole = self.sharing.whole(tensors)
         self.saved_at = self.env_steps
@@ -342,6 +378,11 @@ class Trainer:
             versions=self.versions,
         )
         self.record.checkpoints.save(info, whole | capture(self.record.policies()))
+
+    def state(self) -> State:
+        """All tensors that training changes here, but policies."""
+        state = self.loop.state() | named("inspection", self.inspection_streams.state())
+        return state if self.tuning is None else state | named("pbt", self.tuning.state())
 
     def without_large_replay(self, state: State) -> State:
         """The state without a replay that is too large for checkpoints; the user is told of the first."""
@@ -371,23 +412,27 @@ class Trainer:
             if checkpoint is not None:
                 found, tensors = checkpoint.info, checkpoint.tensors
                 self.record.resume(checkpoint, self.versions)
-        text = self.ranks.from_first(lambda: None if found is None else found.model_dump_json())
+        text, folder = self.ranks.from_first(
+            lambda: (
+                (None, "")
+                if found is None or self.record is None
+                else (found.model_dump_json(), str(self.record.resumed_from))
+            )
+        )
         if text is None:
             return None
         info = found or CheckpointInfo.model_validate_json(text)
-        self.restore(info, self.sharing.part(tensors))
+        self.restore(info, self.sharing.part(tensors), Path(folder))
         return info
 
-    def restore(self, info: CheckpointInfo, tensors: State) -> None:
-        """`tensors`: of a checkpoint, the rows of the members that this rank trains."""
+    def restore(self, info: CheckpointInfo, tensors: State, folder: Path) -> None:
+        """`tensors`: of the checkpoint in a folder, the rows of the members that this rank trains."""
         self.keeps_replay = any(name.startswith(REPLAY) for name in tensors)
         if self.keeps_replay:
             self.loop.make_room_(tensors)
-        own = self.loop.state() | named("inspection", self.inspection_streams.state())
-        own |= named("policy", dict(self.policy.tensors()))
+        own = self.state() | named("policy", dict(self.policy.tensors()))
         state = own if self.keeps_replay else without_replay(own)
-        folder = self.record and self.record.resumed_from
-        require_fit(folder or self.run_dir, tensors, state)
+        require_fit(folder, tensors, state)
         restore_(state, tensors)
         if not self.env.has_state:
             self.repeat_steps(tensors)
@@ -419,19 +464,21 @@ class Trainer:
                 self.env.spec_id,
             )
 
-    def leave(self, stopped: Stopped) -> Stopped:
-        """Saves what is done; what to tell the user."""
+    def leave(self, stopped: Stopped, lost: bool = False) -> Stopped:
+        """Saves what is done, unless a rank is lost; what to tell the user."""
         has_ended = self.env_steps >= self.config.total_env_steps
-        if self.is_between_steps and not has_ended:
+        if self.is_between_steps and not has_ended and not lost:
             self.save()
         if self.record is None:
             return stopped
         self.record.checkpoints.wait()
         resume = command("train", "--resume", self.run_dir)
+        if self.ranks.size > 1:
+            resume = f"the same command with run_dir={self.run_dir} --resume auto"
         when, how = "", f"saved; {resume} continues the run"
         if not self.is_between_steps:
             when = " while programs were compiled"
-        if not self.is_between_steps or not self.record.checkpoints.last_was_written:
+        if not self.is_between_steps or lost or not self.record.checkpoints.last_was_written:
             how = f"{resume} continues at the last checkpoint, or starts over without one"
         if not self.has_checkpoints:
             how = "checkpoint.every_env_steps=null: there is no checkpoint to resume"
@@ -468,6 +515,7 @@ class Trainer:
         self.training_seconds = 0.0
         self.logged_env_steps, self.logged_updates = self.env_steps, self.loop.num_updates
         self.write(self.sharing.rows(rows))
+        self.next_meeting = self.env_steps
 
     def write(self, rows: Sequence[dict[str, float]]) -> None:
         """`rows`: of all members."""
@@ -477,6 +525,7 @@ class Trainer:
     def evaluate(self) -> None:
         """Greedy and sampled returns of the averaged policies; keeps each member's best weights."""
         members = self.evaluate_policy(self.evaluation_env, self.config.evaluation.episodes)
+        self.returns = [member["greedy"]["mean"] for member in members]
         sound = [member for member in range(len(members)) if member not in self.failed]
         self.mean_return = float(np.mean([members[i]["greedy"]["mean"] for i in sound]))
         self.write(
@@ -501,7 +550,8 @@ class Trainer:
                 progress(done, total)
 
         self.take_over_policies()
-        numbers = (self.env_steps, num_episodes, *self.own_config.streams_of_part)
+        part = self.own_config.streams_of_part
+        numbers = (self.env_steps, num_episodes, *((0, *part) if part else ()))  # one more would be a round's
         limit, signum, own = self.config.evaluation.max_episode_steps, 0, []
         try:
             if number := self.sharing.num_episodes(num_episodes):

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Many runs that need nothing of each other, one a job: sbatch examples/slurm/array.sh
 #
-# Each job of the array trains a population of its own seeds. One that is stopped or fails is queued again and resumes.
+# Each job of the array trains a population of its own seeds. One whose time is over is queued again and resumes.
 #SBATCH --job-name=gumbel
 #SBATCH --array=0-7
 #SBATCH --cpus-per-task=1

@@ -16,7 +16,7 @@
 
 RUN=runs/nodes-$SLURM_JOB_ID
 FIRST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-srun torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --max-restarts=3 \
+srun --cpus-per-task="$SLURM_CPUS_PER_TASK" torchrun --nnodes="$SLURM_NNODES" --nproc-per-node="$SLURM_GPUS_ON_NODE" --max-restarts=3 --shutdown-timeout=100 \
     --rdzv-backend=c10d --rdzv-endpoint="$FIRST:29500" --rdzv-id="$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" \
     train.py cartpole env.id=Tensor/CartPole-v1 env.num_envs=64 seeds=1024 device=cuda run_dir="$RUN" --resume auto
 code=$?
