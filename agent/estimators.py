@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from agent.config import EstimatorConfig
+from agent.config_sections import EstimatorConfig
 
 
 @runtime_checkable

@@ -12,8 +12,8 @@ import torch
 
 import envs
 from agent.bootstrap import iqm
-from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_fields import nearest
+from agent.config_sections import MAX_EPISODE_STEPS, MAX_SEED
 from agent.policy import Policy
 from agent.seeding import member_seeds
 from envs import Factory, UserError, VectorEnvironment, registered

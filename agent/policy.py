@@ -16,9 +16,10 @@ from torch import Tensor
 
 from agent.action_space import ActionSpace
 from agent.commands import command
-from agent.config import Config, EnvSettings, settings
+from agent.config import Config, settings
 from agent.config_faults import InvalidConfig
 from agent.config_fields import Section, Value, nearest
+from agent.config_sections import EnvSettings
 from agent.estimators import gumbel
 from agent.files import replaced
 from agent.networks.heads import Actor

@@ -16,9 +16,9 @@ from test_scripts import SHORT
 import agent.training.acceleration as acceleration_module
 import agent.training.loop as loop_module
 from agent.cli import train
-from agent.config import EstimatorConfig
 from agent.config_fields import ConfigError
 from agent.config_loader import load_config
+from agent.config_sections import EstimatorConfig
 from agent.training.acceleration import COMPILATION_PAYS_FROM, CudaGraphs, pays_to_compile, run_plain
 from agent.training.setup import select_device
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from agent import config_loader
-from agent.config import ALGORITHMS, about, changes_learning, is_read_by, settings
+from agent.config import about, changes_learning, is_read_by, settings
 from agent.config_faults import yaml_scalar
 from agent.config_fields import ConfigError
 from agent.config_loader import flat, help_text, load_config
+from agent.config_sections import ALGORITHMS
 
 CARTPOLE = ["env.id=CartPole-v1"]
 

@@ -13,8 +13,8 @@ from torch import Generator, nn
 
 from agent import Policy
 from agent.action_space import ActionSpace
-from agent.config import NETWORKS
 from agent.config_loader import load_config
+from agent.config_sections import NETWORKS
 from agent.networks.encoders import ToChannelsFirst, described
 from agent.networks.heads import make_actor, make_critics
 from agent.networks.modules import (

@@ -10,7 +10,7 @@ from oracles.estimators import closed_form
 from torch import Generator, Tensor
 
 from agent.action_space import IMPOSSIBLE, ActionSpace
-from agent.config import EstimatorConfig
+from agent.config_sections import EstimatorConfig
 from agent.diagnostics.gradient_quality import estimated_gradient
 from agent.estimators import Estimator, Noise, conditional_gumbel, gumbel, hard_sample, make_estimator
 

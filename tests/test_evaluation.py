@@ -14,7 +14,7 @@ from test_policy import make_policy
 
 import envs
 from agent import Policy, evaluate
-from agent.config import EnvSettings
+from agent.config_sections import EnvSettings
 from agent.evaluation import EpisodeProgress, evaluate_members, num_parallel_envs, run_episodes, summary
 from envs import GymnasiumAdapter, UserError
 

@@ -12,8 +12,9 @@ import envs
 from agent.action_space import ActionSpace
 from agent.algorithms.base import Task
 from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
-from agent.config import Config, CriticConfig, EstimatorConfig
+from agent.config import Config
 from agent.config_loader import load_config
+from agent.config_sections import CriticConfig, EstimatorConfig
 from agent.diagnostics.gradient_quality import estimated_gradient
 from agent.networks.heads import CriticsAt
 from agent.normalizer import ObservationNormalizer

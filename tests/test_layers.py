@@ -9,7 +9,7 @@ import pytest
 LAYERS = [  # a module may import those of earlier lines, and others of its own package
     {"envs"},
     {"agent.config_fields", "agent.derived_defaults", "agent.files", "agent.losses", "agent.yaml12"},
-    {"agent.config_faults", "agent.exit_codes"},
+    {"agent.config_faults", "agent.config_sections", "agent.exit_codes"},
     {
         "agent.config",
         "agent.action_space",

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from agent.analysis.plan import axes_of, name_of, plan, train_missing
-from agent.config import ALGORITHMS, Config, is_read_by, settings
+from agent.config import Config, is_read_by, settings
+from agent.config_sections import ALGORITHMS
 from envs import UserError
 
 CARTPOLE = "configs/cartpole.yaml"

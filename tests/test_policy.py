@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 import envs
 from agent import Policy, PolicyError
-from agent.config import EnvSettings
+from agent.config_sections import EnvSettings
 from agent.policy import MemberInfo, NetworkInfo, PolicyInfo
 from agent.weights import save_weights
 from envs import space_to_json

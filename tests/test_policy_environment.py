@@ -19,8 +19,8 @@ from test_policy import make_policy
 
 from agent import Policy, PolicyError
 from agent.cli import evaluate, train
-from agent.config import EnvSettings, WrapperConfig
 from agent.config_loader import load_config
+from agent.config_sections import EnvSettings, WrapperConfig
 from agent.evaluation import make_env
 from envs import UserError
 

@@ -8,7 +8,7 @@ from oracles.update import UpdateByHand
 from test_gumbel_actor_critic import COMBINATIONS, make_agent, random_batch, random_masks
 from torch import Generator
 
-from agent.config import EstimatorConfig
+from agent.config_sections import EstimatorConfig
 
 ESTIMATORS = get_args(EstimatorConfig.model_fields["name"].annotation)
 CASES = [

@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from agent.action_space import ActionSpace
-from agent.config import Config, EstimatorConfig
+from agent.config import Config
+from agent.config_sections import EstimatorConfig
 from agent.diagnostics.gradient_quality import Moments, estimated_gradient, moments, quality
 from agent.diagnostics.inspection import unbiased_estimator
 from agent.estimators import make_estimator

@@ -12,10 +12,11 @@ import yaml
 from agent import yaml12
 from agent.algorithms.base import require_updates
 from agent.analysis.filters import free_form_of
-from agent.config import ALGORITHMS, Config, changes_learning, is_read_by, settings
+from agent.config import Config, changes_learning, is_read_by, settings
 from agent.config_faults import yaml_scalar
 from agent.config_fields import nearest
 from agent.config_loader import load_config, require_today
+from agent.config_sections import ALGORITHMS
 from agent.ranks import ALONE, Ranks
 from envs.errors import UserError
 

@@ -17,9 +17,9 @@ from agent.analysis.run_folder import GRADIENTS_FIGURE
 from agent.analysis.tables import gradients_table
 from agent.cli.arguments import add_policy_arguments, load_policy, make_parser
 from agent.commands import in_short
-from agent.config import MAX_EPISODE_STEPS, MAX_SEED
 from agent.config_fields import put
 from agent.config_loader import load_config, parse_override, require_once
+from agent.config_sections import MAX_EPISODE_STEPS, MAX_SEED
 from agent.evaluation import MODES, EpisodeProgress, evaluate, make_env, num_parallel_envs
 from agent.exit_codes import exit_code, replace_what_cannot_be_shown
 from agent.policy import Policy

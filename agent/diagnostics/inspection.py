@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agent.config import Config, EstimatorConfig
+from agent.config import Config
+from agent.config_sections import EstimatorConfig
 from agent.data_ranks import DataRanks
 from agent.diagnostics.gradient_quality import GradientQuality, Moments, moments, quality
 from agent.estimators import Estimator, make_estimator

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from agent import losses
 from agent.action_space import ActionSpace
-from agent.config import Config, CriticConfig
+from agent.config import Config
+from agent.config_sections import CriticConfig
 from agent.networks.modules import (
     BUILT_IN,
     MLP,

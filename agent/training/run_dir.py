@@ -12,8 +12,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from agent.commands import command
-from agent.config import ALGORITHMS, Config
+from agent.config import Config
 from agent.config_fields import ConfigError
+from agent.config_sections import ALGORITHMS
 from agent.files import replaced
 from agent.policy import PolicyInfo, may_be_imported
 from agent.weights import CRITICS_FILE

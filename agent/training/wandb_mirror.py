@@ -17,8 +17,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from agent.bootstrap import stratified_bootstrap
-from agent.config import Config, WandbConfig
+from agent.config import Config
 from agent.config_fields import put
+from agent.config_sections import WandbConfig
 
 UPLOAD_SECONDS = 300  # at most, at the end of a run; what is left stays in the run folder for `wandb sync`
 CONNECT_SECONDS = 15  # to W&B's server, until the run is recorded offline instead

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from agent.action_space import ActionSpace
-from agent.config import CriticConfig
+from agent.config_sections import CriticConfig
 from oracles import losses
 from oracles.networks import PopulationMLP
 

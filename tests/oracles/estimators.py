@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from agent.config import EstimatorConfig
+from agent.config_sections import EstimatorConfig
 from agent.estimators import Noise
 
 
