@@ -155,6 +155,8 @@ class Ranks:
             yield number
         self.store.add(f"done{self.num_rounds}", 1)
         while self.store.add(f"done{self.num_rounds}", 0) < self.size:  # which may take hours
+            if self.store.check([TOLD]):
+                raise RankLost("another rank has ended")
             time.sleep(0.2)
 
     def gather_each(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:

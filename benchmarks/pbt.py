@@ -82,7 +82,7 @@ def config_of(task: str, arm: str, repetition: int) -> Config:
 
 def multiplied_once(returns: Sequence[float], settings: Sequence[str], config: Config, env_steps: int) -> list[Move]:
     """In place of `plan`: at the first exchange every member's settings are drawn, and then it is left alone."""
-    if env_steps >= 2 * config.total_env_steps // 20 + config.learning_starts:
+    if env_steps >= config.learning_starts + config.total_env_steps // 20:
         return []
     drawn = np.random.default_rng(derived_seed(config.seed))
     factors = np.exp(drawn.uniform(-math.log(16), math.log(16), (len(returns), len(settings))))

@@ -56,7 +56,7 @@ def compare_ranks(args: argparse.Namespace) -> None:
     for n, values in found.items():
         ratios = [value / base for value, base in zip(values, found[first], strict=True)]
         print(
-            f"| {n} | {statistics.median(values):,.0f} | {min(values):,.0f} to {max(values):,.0f} "
+            f"| {n} | {statistics.median(values):,.4g} | {min(values):,.4g} to {max(values):,.4g} "
             f"| {statistics.median(ratios):.2f} |"
         )
 
