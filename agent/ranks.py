@@ -27,6 +27,7 @@ from agent.exit_codes import RankLost, Stopped
 from envs.errors import UserError
 
 PATIENCE = timedelta(minutes=5)  # for all ranks to begin
+SECONDS_TO_LEAVE = 3.0
 BEGUN = "begun"  # in the store: whether an attempt of torchrun's has begun a run
 TOLD = "told"  # in the store: the exit code of the rank that tells the user why the run ends
 Value = TypeVar("Value")
@@ -216,12 +217,20 @@ class Ranks:
         except RuntimeError:  # the store is gone with the rank that held it
             return True
 
-    def told(self) -> int:
-        """The exit code of the rank that tells the user why the run ends."""
+    def told(self, own: int) -> int:
+        """The exit code of the rank that tells the user why the run ends; this rank's own where it is not known."""
         try:
-            return int(self.store.get(TOLD).split()[0]) if self.store is not None else 1
+            return int(self.store.get(TOLD).split()[0]) if self.store is not None else own
         except RuntimeError:
-            return 1
+            return own
+
+    def leave(self) -> None:
+        """Rank 0, which may hold the store, leaves last; it does not wait for those that have died."""
+        with contextlib.suppress(RuntimeError):
+            if self.store is not None and self.store.add("left", 1) < self.size and self.is_first:
+                ends = time.monotonic() + SECONDS_TO_LEAVE
+                while self.store.add("left", 0) < self.size and time.monotonic() < ends:
+                    time.sleep(0.05)
 
 
 def local_rank() -> int | None:
@@ -253,7 +262,7 @@ def joined() -> Iterator[Ranks]:
             if not ranks.is_first:
                 raise SystemExit(128 + error.signum) from None
         elif not ranks.may_tell(code):
-            raise SystemExit(ranks.told()) from None
+            raise SystemExit(ranks.told(code)) from None
         raise
     except KeyboardInterrupt:
         if not ranks.is_first:
@@ -261,6 +270,7 @@ def joined() -> Iterator[Ranks]:
         raise
     finally:
         _current.clear()
+        ranks.leave()
         with contextlib.suppress(RuntimeError):
             dist.destroy_process_group()
 

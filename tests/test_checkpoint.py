@@ -138,11 +138,11 @@ def test_what_was_not_written_is_not_read(tmp_path: Path, file: str) -> None:
 def test_tensors_of_another_run_are_named(tmp_path: Path) -> None:
     write(tmp_path, 10)
     found = read(tmp_path / "checkpoints" / "step_10")
-    require_fit(found, {"x": torch.zeros(1)})
+    require_fit(found.folder, found.tensors, {"x": torch.zeros(1)})
     with pytest.raises(CheckpointError, match="lacks 'y'"):
-        require_fit(found, {"y": torch.zeros(1)})
+        require_fit(found.folder, found.tensors, {"y": torch.zeros(1)})
     with pytest.raises(CheckpointError, match=r"x: expected torch\.float32 \[2\], found torch\.float32 \[1\]"):
-        require_fit(found, {"x": torch.zeros(2)})
+        require_fit(found.folder, found.tensors, {"x": torch.zeros(2)})
 
 
 def test_two_processes_never_write_one_folder(tmp_path: Path) -> None:
