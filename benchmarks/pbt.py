@@ -6,7 +6,7 @@
 All have eight members that begin with the poor settings. `pbt`: every twentieth of the run the two lowest take over
 from the two highest, their settings times 0.5 or 2. `search`: each member's settings are multiplied once, by factors
 drawn log-uniformly from 1/16 to 16, and it goes on alone. `poor`: nothing changes. Seeds count from 4000 on, eight for
-each repetition. What is compared is the best member at the end of a run: both are used to find one.
+each repetition. Compared are the best member at the end of a run, which both are used to find, and the mean of all.
 """
 
 import argparse
@@ -90,20 +90,22 @@ def multiplied_once(returns: Sequence[float], settings: Sequence[str], config: C
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown: the IQM over repetitions of the best member's return, its 95 % interval, and the lowest."""
-    lines = ["| task | steps | pbt | random search | poor settings alone |", "|---|---|---|---|---|"]
+    """Markdown: of the best member and of the mean of all, the IQM over repetitions, its 95 % interval, the lowest."""
+    lines = ["| task | steps | | pbt | random search | poor settings alone |", "|---|---|---|---|---|---|"]
     for task in dict.fromkeys(row["task"] for row in rows):
-        cells = []
-        for arm in ARMS:
-            best = np.array([row["best"] for row in rows if row["task"] == task and row["arm"] == arm])
-            if not len(best):
-                cells.append("")
-                continue
-            low, high = stratified_bootstrap(best)
-            cells.append(f"{number(float(iqm(best)))} [{number(low)}, {number(high)}], lowest {number(best.min())}")
-        steps = next(row["env_steps"] for row in rows if row["task"] == task)
-        lines.append(f"| {task} | {steps:,} | {' | '.join(cells)} |")
+        of_task = [row for row in rows if row["task"] == task]
+        for name, value in (("best", lambda row: row["best"]), ("mean", lambda row: np.mean(row["all"]))):
+            cells = [in_short([value(row) for row in of_task if row["arm"] == arm]) for arm in ARMS]
+            lines.append(f"| {task} | {of_task[0]['env_steps']:,} | {name} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", *commands(rows)])
+
+
+def in_short(returns: Sequence[float]) -> str:
+    if not returns:
+        return ""
+    found = np.array(returns)
+    low, high = stratified_bootstrap(found)
+    return f"{number(float(iqm(found)))} [{number(low)}, {number(high)}], lowest {number(found.min())}"
 
 
 if __name__ == "__main__":
