@@ -490,9 +490,8 @@ def find_policy(path: Path, weights: str) -> Path:
     if not path.exists():
         hint = ""
         if path.parts[0] == ZOO:
-            hint = (
-                nearest(str(path), [f"{ZOO}/{entry.name}" for entry in zoo_entries()]) or "; gumbel zoo lists the zoo"
-            )
+            near = nearest(path.name, [entry.name for entry in zoo_entries()]).replace("'", f"'{ZOO}/", 1)
+            hint = near or "; gumbel zoo lists the zoo"
         raise PolicyError(f"{path}: no such folder{hint}")
     raise PolicyError(f"{path}: no policy here: expected policy/{weights}/policy.json, which training writes")
 
