@@ -11,7 +11,7 @@ from agent.analysis.figures import FAINT, FIRST, GRID, short
 
 Row = Mapping[str, Any]
 RETURN, FACTOR, PARENT = "eval/return_greedy", "pbt/", "pbt/parent"
-TICKS = (0.125, 0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0, 8.0)
+TICKS, FEW_TICKS = (0.5, 0.8, 1.0, 1.25, 2.0), [2.0**power for power in range(-10, 11)]
 OTHERS = {"color": FAINT, "linewidth": 0.8, "alpha": 0.6}
 BEST: dict[str, Any] = {"color": FIRST, "linewidth": 2.0, "label": "ancestors of the best"}
 
@@ -42,7 +42,9 @@ def draw_exchanges(rows: Sequence[Row], path: Path) -> None:
             ax.spines[["top", "right"]].set_visible(False)
             if key != RETURN:
                 ax.set_yscale("log")
-                ax.set_yticks([tick for tick in TICKS if ax.get_ylim()[0] <= tick <= ax.get_ylim()[1]])
+                low, high = ax.get_ylim()
+                ticks = FEW_TICKS if high > 3 * low else TICKS
+                ax.set_yticks([tick for tick in ticks if low <= tick <= high])
                 ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 ax.yaxis.set_minor_formatter(lambda value, _: "")
         axes[0].legend(frameon=False, loc="lower right")
