@@ -368,3 +368,20 @@ def test_a_rank_without_a_device_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match=r"rank 1 of this machine has none, as there are 1 CUDA devices; start 1"):
         select_device(load_config(None, ["env.id=x", "device=cuda"]))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@pytest.mark.parametrize("overrides", [["seeds=4"], ["seeds=2", "parallel.data=true"]])
+def test_two_gpus_train_as_one_does(overrides: list[str], tmp_path: Path) -> None:
+    """Members to rounding. Data by NCCL: whole runs differ, but must learn, and end in the same folder."""
+    settings = ["device=cuda", "env.id=Tensor/CartPole-v1", *overrides]
+    assert run(2, *train_command(*settings, f"run_dir={tmp_path / 'two'}")).codes == [0, 0]
+    train(short(tmp_path / "one", *settings), progress=False)
+    if "parallel.data=true" not in overrides:
+        assert_same(tmp_path / "two", tmp_path / "one")
+    assert len(json.loads((tmp_path / "two" / "result.json").read_text())["members"]) == int(overrides[0][-1])
+
+
+@pytest.mark.skipif(torch.cuda.device_count() != 1, reason="needs one CUDA device")
+def test_two_ranks_on_one_gpu_are_refused() -> None:
+    assert "as there are 1 CUDA devices; start 1 ranks here" in refused(train_command("device=cuda"))
