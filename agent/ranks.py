@@ -2,8 +2,8 @@
 
     torchrun --nproc-per-node=4 train.py cartpole seeds=16
 
-Rank 0 writes the files of the run and tells the user what there is to tell. The others send it their metrics and
-weights. What ranks send each other is JSON and the bytes of tensors.
+Rank 0 writes the run folder and shows the run. The other ranks send it their metrics and weights, as JSON and as the
+bytes of tensors.
 """
 
 import contextlib

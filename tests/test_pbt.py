@@ -11,6 +11,7 @@ from loops import make_loop
 from test_resume import SHORT as DEFAULTS
 from test_resume import assert_same, metrics, short, stop_at
 
+from agent.algorithms.gumbel_actor_critic import GumbelActorCritic
 from agent.analysis.exchanges import ancestors
 from agent.cli import train as train_command
 from agent.config_faults import InvalidConfig
@@ -18,7 +19,7 @@ from agent.config_fields import ConfigError
 from agent.config_loader import load_config
 from agent.exit_codes import Stopped
 from agent.ranks import ALONE
-from agent.state import named
+from agent.state import State, named
 from agent.training.loop import TrainingLoop
 from agent.training.pbt import PERTURBED, Move, SelfTuning, plan
 from agent.training.trainer import train
@@ -134,6 +135,21 @@ def test_mistakes_about_exchanges_are_told(tmp_path: Path) -> None:
         train(short(tmp_path / "run", *PBT[:1], "seeds=2", "pbt.settings=[learning_rte]"))
     with pytest.raises((ConfigError, InvalidConfig), match=r"pbt.fraction"):
         load_config(None, ["env.id=CartPole-v1", "seeds=4", "pbt.fraction=0.7"])
+
+
+class Silent(GumbelActorCritic):
+    """An algorithm of a user's that has no `learned`."""
+
+    def state(self) -> State:
+        return super().state() | super().learned()
+
+    def learned(self) -> State:
+        return {}
+
+
+def test_an_algorithm_that_does_not_say_what_it_has_learned_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"test_pbt:Silent does not say what a member has learned"):
+        train(short(tmp_path / "run", "pbt.every_env_steps=40", "algorithm=test_pbt:Silent"))
 
 
 def test_the_ancestors_of_the_best_member_are_found() -> None:

@@ -166,6 +166,11 @@ class Trainer:
         self.tuning: SelfTuning | None = None
         if config.pbt.every_env_steps is not None:
             learner = self.loop.learner
+            if not learner.learned():
+                raise ConfigError(
+                    f"pbt.every_env_steps: {config.algorithm} does not say what a member has learned, so that another "
+                    "could take it over (a class that does has `learned`); leave it out"
+                )
             learned = learner.learned() | named("normalizer", self.loop.normalizer.state())
             self.tuning = SelfTuning(config, self.sharing.ranks_of_members, learned, learner.tunable())
         self.milestones["pbt"] = Milestones(config.pbt.every_env_steps, config.total_env_steps, parts=1)
